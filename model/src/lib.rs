@@ -1,0 +1,12 @@
+//! Portcullis's names, rules and messages.
+//!
+//! What is *right* is decided here, by pure code: no network, no clock, no disk. Time is an argument. The
+//! daemon and `agentctl` both speak these words; thin code around them does what they say.
+
+pub mod canary;
+pub mod duration;
+pub mod name;
+pub mod protocol;
+pub mod route;
+pub mod service;
+pub mod weight;
