@@ -7,6 +7,7 @@ pub mod canary;
 pub mod duration;
 pub mod name;
 pub mod protocol;
+pub mod reason;
 pub mod route;
 pub mod service;
 pub mod weight;

@@ -1,0 +1,258 @@
+//! A release at work: its targets, who is in flight on them, and how it ends.
+//!
+//! The data plane enters and leaves; the control plane closes and waits. Which release serves whom is the
+//! snapshot's business, and so is which of its targets are healthy.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::telemetry::metrics::TargetStats;
+
+/// Where to connect to. A container's address may change while its `Target` stays.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// One running instance of the app, during one activation of its release.
+pub struct Target {
+    /// Unique in this process; the upstream pools are keyed by it.
+    pub id: u64,
+    /// As the operator wrote it, such as `127.0.0.1:3000`.
+    pub label: Arc<str>,
+    pub endpoint: Endpoint,
+    pub stats: Arc<TargetStats>,
+    /// One per worker, so that counting never contends.
+    in_flight: Box<[Cell]>,
+}
+
+/// Padded to a cache line of its own: each is written by one worker only.
+#[derive(Default)]
+#[repr(align(64))]
+struct Cell {
+    requests: AtomicI64,
+    sockets: AtomicI64,
+}
+
+static NEXT_TARGET: AtomicU64 = AtomicU64::new(1);
+
+impl Target {
+    pub fn new(label: &str, endpoint: Endpoint, stats: Arc<TargetStats>, workers: usize) -> Arc<Self> {
+        Arc::new(Self {
+            id: NEXT_TARGET.fetch_add(1, Ordering::Relaxed),
+            label: label.into(),
+            endpoint,
+            stats,
+            in_flight: (0..workers.max(1)).map(|_| Cell::default()).collect(),
+        })
+    }
+
+    pub fn in_flight(&self) -> InFlightCount {
+        let sum = |of: fn(&Cell) -> &AtomicI64| {
+            let total: i64 = self.in_flight.iter().map(|cell| of(cell).load(Ordering::SeqCst)).sum();
+            u64::try_from(total).unwrap_or(0)
+        };
+        InFlightCount { requests: sum(|cell| &cell.requests), sockets: sum(|cell| &cell.sockets) }
+    }
+}
+
+/// What a target or release holds now. A request counts until its response body ends; a socket is an
+/// upgraded connection or an event stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct InFlightCount {
+    pub requests: u64,
+    pub sockets: u64,
+}
+
+impl InFlightCount {
+    pub fn total(self) -> u64 {
+        self.requests + self.sockets
+    }
+}
+
+/// What those in flight are told while their release ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    Serving,
+    /// Requests go on; sockets close at a moment of their own before `sockets_until`.
+    Draining {
+        sockets_until: Instant,
+    },
+    /// The deadline has passed: stop now.
+    Cut,
+}
+
+/// One activation of a release. A release that is rolled back to is activated anew.
+pub struct Release {
+    /// As operators know it, such as a git sha.
+    pub id: Arc<str>,
+    pub targets: Box<[Arc<Target>]>,
+    closed: AtomicBool,
+    left: Notify,
+    ending: watch::Sender<Ending>,
+}
+
+impl Release {
+    pub fn new(id: &str, targets: Vec<Arc<Target>>) -> Arc<Self> {
+        Arc::new(Self {
+            id: id.into(),
+            targets: targets.into(),
+            closed: AtomicBool::new(false),
+            left: Notify::new(),
+            ending: watch::channel(Ending::Serving).0,
+        })
+    }
+
+    /// Counts a request in. `None` once the release is closed: the caller loads the snapshot again, which
+    /// has been published before `close`, and goes to the release that took over.
+    pub fn enter(self: &Arc<Self>, target: &Arc<Target>, worker: usize) -> Option<InFlight> {
+        let guard =
+            InFlight { release: Arc::clone(self), target: Arc::clone(target), worker, kind: Kind::Request };
+        // Count first, look second; `close` writes first and counts second. With sequential consistency
+        // one of the two sees the other, so nobody enters unseen.
+        guard.cell().fetch_add(1, Ordering::SeqCst);
+        (!self.closed.load(Ordering::SeqCst)).then_some(guard)
+    }
+
+    /// No new requests from now on. Publish the snapshot that leads elsewhere first.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    pub fn in_flight(&self) -> InFlightCount {
+        self.targets.iter().map(|target| target.in_flight()).fold(InFlightCount::default(), |sum, count| {
+            InFlightCount { requests: sum.requests + count.requests, sockets: sum.sockets + count.sockets }
+        })
+    }
+
+    /// Asks sockets and event streams to close, each at a random moment within `window`.
+    pub fn drain_sockets(&self, window: Duration) {
+        self.ending.send_replace(Ending::Draining { sockets_until: Instant::now() + window });
+    }
+
+    /// Ends everything that is still in flight.
+    pub fn cut(&self) {
+        self.ending.send_replace(Ending::Cut);
+    }
+
+    /// How those in flight learn that they should end.
+    pub fn ending(&self) -> watch::Receiver<Ending> {
+        self.ending.subscribe()
+    }
+
+    /// Waits until nothing is in flight. Only meaningful after `close`.
+    pub async fn idle(&self) {
+        loop {
+            let left = self.left.notified();
+            tokio::pin!(left);
+            left.as_mut().enable();
+            if self.in_flight().total() == 0 {
+                return;
+            }
+            left.await;
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Request,
+    Socket,
+}
+
+/// A request or socket on a target; dropping it counts it out.
+pub struct InFlight {
+    release: Arc<Release>,
+    target: Arc<Target>,
+    worker: usize,
+    kind: Kind,
+}
+
+impl InFlight {
+    pub fn release(&self) -> &Arc<Release> {
+        &self.release
+    }
+
+    pub fn target(&self) -> &Arc<Target> {
+        &self.target
+    }
+
+    /// From now on this is a socket: it may live for hours, and is closed rather than waited for.
+    pub fn into_socket(mut self) -> Self {
+        let cell = &self.target.in_flight[self.worker];
+        cell.sockets.fetch_add(1, Ordering::SeqCst);
+        cell.requests.fetch_sub(1, Ordering::SeqCst);
+        self.kind = Kind::Socket;
+        self
+    }
+
+    fn cell(&self) -> &AtomicI64 {
+        let cell = &self.target.in_flight[self.worker];
+        match self.kind {
+            Kind::Request => &cell.requests,
+            Kind::Socket => &cell.sockets,
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.cell().fetch_sub(1, Ordering::SeqCst);
+        if self.release.closed.load(Ordering::SeqCst) {
+            self.release.left.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn release() -> Arc<Release> {
+        let endpoint = Endpoint::Tcp(([127, 0, 0, 1], 1).into());
+        let target = Target::new("127.0.0.1:1", endpoint, Arc::new(TargetStats::new(2)), 2);
+        Release::new("r1", vec![target])
+    }
+
+    #[test]
+    fn a_closed_release_lets_nobody_in_and_forgets_nobody() {
+        let release = release();
+        let first = release.enter(&release.targets[0], 0).unwrap();
+        release.close();
+        assert!(release.enter(&release.targets[0], 1).is_none());
+        assert_eq!(release.in_flight(), InFlightCount { requests: 1, sockets: 0 });
+        let socket = first.into_socket();
+        assert_eq!(release.in_flight(), InFlightCount { requests: 0, sockets: 1 });
+        drop(socket);
+        assert_eq!(release.in_flight().total(), 0);
+    }
+
+    #[tokio::test]
+    async fn idle_waits_for_the_last_one() {
+        let release = release();
+        let guard = release.enter(&release.targets[0], 0).unwrap();
+        release.close();
+        let idle = release.idle();
+        tokio::pin!(idle);
+        assert!(futures_util::poll!(idle.as_mut()).is_pending());
+        drop(guard);
+        assert!(futures_util::poll!(idle.as_mut()).is_ready());
+    }
+}

@@ -1,0 +1,63 @@
+//! What the data plane believes: one immutable value, replaced whole.
+//!
+//! A request loads it once, so that all its decisions rest on the same configuration. Nothing in it
+//! changes in place; what changes by the request (who is in flight, counters) hangs below it in `release`
+//! and `telemetry`.
+
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Guard};
+use model::canary::{Assignment, Cohort};
+use model::route::{HostMap, RouteTable};
+use model::service::Policy;
+use rustls::sign::CertifiedKey;
+
+use crate::release::{Release, Target};
+
+#[derive(Default)]
+pub struct Snapshot {
+    /// Grows by one with every accepted change.
+    pub generation: u64,
+    pub routes: RouteTable<Arc<Service>>,
+    /// By server name; every name of every service with TLS has one.
+    pub certificates: HostMap<Option<Arc<CertifiedKey>>>,
+}
+
+/// A service as a request sees it.
+pub struct Service {
+    pub name: Arc<str>,
+    pub policy: Policy,
+    /// Plain HTTP is redirected to HTTPS: the service's own policy, or that of the service at the root of
+    /// its first host.
+    pub redirect_to_https: bool,
+    pub stable: Slot,
+    pub canary: Option<Canary>,
+}
+
+/// A release in the place where it gets its traffic.
+pub struct Slot {
+    pub cohort: Cohort,
+    pub release: Arc<Release>,
+    /// Those that may be tried, never empty: the last target is never ejected.
+    pub targets: Box<[Arc<Target>]>,
+}
+
+pub struct Canary {
+    pub slot: Slot,
+    pub assignment: Assignment,
+}
+
+/// The snapshot's place: written by the control plane, read by every request.
+#[derive(Clone, Default)]
+pub struct Published(Arc<ArcSwap<Snapshot>>);
+
+impl Published {
+    /// Let the guard go before the first await.
+    pub fn load(&self) -> Guard<Arc<Snapshot>> {
+        self.0.load()
+    }
+
+    pub fn publish(&self, snapshot: Snapshot) {
+        self.0.store(Arc::new(snapshot));
+    }
+}

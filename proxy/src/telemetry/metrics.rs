@@ -1,0 +1,386 @@
+//! Counters and timings, per worker and summed on read, and their Prometheus text.
+//!
+//! Each cell has one writer, its worker, so that counting costs a plain addition.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use model::canary::Cohort;
+use model::reason::{Fault, Reason};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+/// Upper bounds in seconds; the last, infinite bucket is implied.
+const BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// A number with one writer.
+#[derive(Default)]
+struct Count(AtomicU64);
+
+impl Count {
+    fn add(&self, n: u64) {
+        // One writer per cell: a load and a store cost less than an atomic addition.
+        self.0.store(self.0.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Default)]
+struct Histogram {
+    buckets: [Count; BUCKETS.len() + 1],
+    sum_us: Count,
+}
+
+impl Histogram {
+    fn observe(&self, value: Duration) {
+        let seconds = value.as_secs_f64();
+        self.buckets[BUCKETS.partition_point(|bound| *bound < seconds)].add(1);
+        self.sum_us.add(value.as_micros() as u64);
+    }
+}
+
+/// One request, as far as the metrics care.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Observation {
+    pub status: u16,
+    /// `None`: the app answered.
+    pub reason: Option<Reason>,
+    /// Waiting for a slot; 0 where there was no queue.
+    pub queue: Option<Duration>,
+    /// `None` where a pooled connection was used.
+    pub connect: Option<Duration>,
+    /// From the request's arrival to the response head.
+    pub first_byte: Option<Duration>,
+    pub total: Duration,
+    pub request_body_bytes: u64,
+    pub response_body_bytes: u64,
+    pub retried: bool,
+}
+
+impl Observation {
+    /// 502, 503, 504 or a reset, whoever produced it.
+    pub fn is_gateway_error(&self) -> bool {
+        match self.reason {
+            Some(reason) => reason.fault() == Fault::Upstream,
+            None => matches!(self.status, 502..=504),
+        }
+    }
+}
+
+#[derive(Default)]
+#[repr(align(64))]
+struct Cell {
+    /// 1xx to 5xx, answered by the app.
+    app: [Count; 5],
+    /// Answered by us.
+    own: [Count; Reason::ALL.len()],
+    gateway_errors: Count,
+    retries: Count,
+    request_body_bytes: Count,
+    response_body_bytes: Count,
+    queue: Histogram,
+    connect: Histogram,
+    first_byte: Histogram,
+    total: Histogram,
+}
+
+/// The numbers of one target in one release and cohort.
+pub struct TargetStats {
+    cells: Box<[Cell]>,
+}
+
+/// What a bake looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    pub requests: u64,
+    pub gateway_errors: u64,
+}
+
+impl TargetStats {
+    pub fn new(workers: usize) -> Self {
+        Self { cells: (0..workers.max(1)).map(|_| Cell::default()).collect() }
+    }
+
+    pub fn record(&self, worker: usize, seen: &Observation) {
+        let cell = &self.cells[worker];
+        match seen.reason {
+            Some(reason) => cell.own[reason.index()].add(1),
+            None => cell.app[usize::from(seen.status / 100).clamp(1, 5) - 1].add(1),
+        }
+        if seen.is_gateway_error() {
+            cell.gateway_errors.add(1);
+        }
+        if seen.retried {
+            cell.retries.add(1);
+        }
+        cell.request_body_bytes.add(seen.request_body_bytes);
+        cell.response_body_bytes.add(seen.response_body_bytes);
+        for (histogram, value) in [
+            (&cell.queue, seen.queue),
+            (&cell.connect, seen.connect),
+            (&cell.first_byte, seen.first_byte),
+            (&cell.total, Some(seen.total)),
+        ] {
+            if let Some(value) = value {
+                histogram.observe(value);
+            }
+        }
+    }
+
+    pub fn totals(&self) -> Totals {
+        let all = |cell: &Cell| cell.app.iter().chain(&cell.own).map(Count::get).sum::<u64>();
+        Totals {
+            requests: self.cells.iter().map(all).sum(),
+            gateway_errors: self.sum(|cell| &cell.gateway_errors),
+        }
+    }
+
+    fn sum(&self, of: impl Fn(&Cell) -> &Count) -> u64 {
+        self.cells.iter().map(|cell| of(cell).get()).sum()
+    }
+}
+
+/// The labels of a series.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Labels {
+    pub service: Arc<str>,
+    pub release: Arc<str>,
+    pub cohort: Cohort,
+    pub target: Arc<str>,
+}
+
+impl Labels {
+    fn pairs(&self) -> [(&str, &str); 4] {
+        [
+            ("service", &self.service),
+            ("release", &self.release),
+            ("cohort", self.cohort.as_str()),
+            ("target", &self.target),
+        ]
+    }
+}
+
+/// Every series of the process.
+pub struct Metrics {
+    workers: usize,
+    targets: Mutex<BTreeMap<Labels, Arc<TargetStats>>>,
+    /// Requests that reached no service.
+    unrouted: Arc<TargetStats>,
+    process: Process,
+}
+
+/// Numbers of the process as a whole; written from several threads, but seldom.
+#[derive(Default)]
+pub struct Process {
+    pub access_log_dropped: AtomicU64,
+    pub connections: AtomicU64,
+    pub connections_refused: AtomicU64,
+    pub handshakes_failed: AtomicU64,
+    pub panics: AtomicU64,
+}
+
+impl Metrics {
+    pub fn new(workers: usize) -> Arc<Self> {
+        Arc::new(Self {
+            workers,
+            targets: Mutex::default(),
+            unrouted: Arc::new(TargetStats::new(workers)),
+            process: Process::default(),
+        })
+    }
+
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    pub fn unrouted(&self) -> &Arc<TargetStats> {
+        &self.unrouted
+    }
+
+    /// The series with these labels; the same one whenever it is asked for again, so that counters of a
+    /// release that returns go on.
+    pub fn target(&self, labels: &Labels) -> Arc<TargetStats> {
+        let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(targets.entry(labels.clone()).or_insert_with(|| Arc::new(TargetStats::new(self.workers))))
+    }
+
+    /// Forgets the series that `keep` does not want, so that old releases do not pile up.
+    pub fn retain(&self, keep: impl Fn(&Labels) -> bool) {
+        self.targets.lock().unwrap_or_else(PoisonError::into_inner).retain(|labels, _| keep(labels));
+    }
+
+    /// The text of a scrape (OpenMetrics 1.0).
+    pub fn render(self: &Arc<Self>) -> String {
+        let mut registry = Registry::with_prefix("portcullis");
+        registry.register_collector(Box::new(Scrape(Arc::clone(self))));
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
+        text
+    }
+
+    fn series(&self) -> Vec<(Labels, Arc<TargetStats>)> {
+        let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        targets.iter().map(|(labels, stats)| (labels.clone(), Arc::clone(stats))).collect()
+    }
+}
+
+struct Scrape(Arc<Metrics>);
+
+impl fmt::Debug for Scrape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Scrape")
+    }
+}
+
+type HistogramOf = fn(&Cell) -> &Histogram;
+type CountOf = fn(&Cell) -> &Count;
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut series = self.0.series();
+        let nowhere: Arc<str> = "".into();
+        let unrouted = Labels {
+            service: Arc::clone(&nowhere),
+            release: Arc::clone(&nowhere),
+            cohort: Cohort::Stable,
+            target: nowhere,
+        };
+        series.insert(0, (unrouted, Arc::clone(&self.0.unrouted)));
+
+        encode_requests(&mut encoder, &series)?;
+        encode_own_answers(&mut encoder, &series)?;
+        for (name, help, of) in [
+            (
+                "gateway_errors",
+                "Requests that ended in 502, 503, 504 or a reset",
+                (|cell| &cell.gateway_errors) as CountOf,
+            ),
+            ("retries", "Requests that were sent to a target again", |cell| &cell.retries),
+            ("request_body_bytes", "Bytes of request bodies", |cell| &cell.request_body_bytes),
+            ("response_body_bytes", "Bytes of response bodies", |cell| &cell.response_body_bytes),
+        ] {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (labels, stats) in &series {
+                metric.encode_family(&labels.pairs())?.encode_counter::<NoLabelSet, _, u64>(&stats.sum(of), None)?;
+            }
+        }
+        for (name, help, of) in [
+            ("queue_seconds", "Time waiting for a slot", (|cell| &cell.queue) as HistogramOf),
+            ("connect_seconds", "Time to connect to the target, new connections only", |cell| &cell.connect),
+            ("first_byte_seconds", "Time until the response head", |cell| &cell.first_byte),
+            ("request_seconds", "Time until the end of the response body", |cell| &cell.total),
+        ] {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+            for (labels, stats) in &series {
+                encode_histogram(metric.encode_family(&labels.pairs())?, stats, of)?;
+            }
+        }
+        encode_process(&mut encoder, &self.0.process)
+    }
+}
+
+type Series = [(Labels, Arc<TargetStats>)];
+
+fn encode_requests(encoder: &mut DescriptorEncoder<'_>, series: &Series) -> fmt::Result {
+    let help = "Requests answered by the app, by class of status";
+    let mut metric = encoder.encode_descriptor("requests", help, None, MetricType::Counter)?;
+    for (labels, stats) in series {
+        for (class, code) in ["1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().enumerate() {
+            let count = stats.sum(|cell| &cell.app[class]);
+            let [a, b, c, d] = labels.pairs();
+            if count > 0 {
+                metric
+                    .encode_family(&[a, b, c, d, ("code", code)])?
+                    .encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn encode_own_answers(encoder: &mut DescriptorEncoder<'_>, series: &Series) -> fmt::Result {
+    let help = "Requests that Portcullis answered by itself, by reason";
+    let mut metric = encoder.encode_descriptor("own_answers", help, None, MetricType::Counter)?;
+    for (labels, stats) in series {
+        for reason in Reason::ALL {
+            let count = stats.sum(|cell| &cell.own[reason.index()]);
+            let [a, b, c, d] = labels.pairs();
+            if count > 0 {
+                metric
+                    .encode_family(&[a, b, c, d, ("reason", reason.code())])?
+                    .encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn encode_histogram(mut metric: MetricEncoder<'_>, stats: &TargetStats, of: HistogramOf) -> fmt::Result {
+    let counts: Vec<(f64, u64)> = BUCKETS
+        .iter()
+        .copied()
+        .chain([f64::MAX])
+        .enumerate()
+        .map(|(index, bound)| (bound, stats.sum(|cell| &of(cell).buckets[index])))
+        .collect();
+    let sum = stats.sum(|cell| &of(cell).sum_us) as f64 / 1e6;
+    let count = counts.iter().map(|(_, count)| count).sum();
+    metric.encode_histogram::<NoLabelSet>(sum, count, &counts, None)
+}
+
+fn encode_process(encoder: &mut DescriptorEncoder<'_>, process: &Process) -> fmt::Result {
+    for (name, help, count) in [
+        ("access_log_dropped", "Access log lines dropped because the writer lagged", &process.access_log_dropped),
+        ("connections", "Client connections accepted", &process.connections),
+        ("connections_refused", "Client connections shed at a limit", &process.connections_refused),
+        ("handshakes_failed", "TLS handshakes that failed", &process.handshakes_failed),
+        ("panics", "Requests that ended in a panic", &process.panics),
+    ] {
+        let counter = prometheus_client::metrics::counter::ConstCounter::new(count.load(Ordering::Relaxed));
+        counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scrape_sums_the_workers_and_keeps_own_answers_apart() {
+        let metrics = Metrics::new(2);
+        let labels = Labels {
+            service: "shop".into(),
+            release: "r1".into(),
+            cohort: Cohort::Stable,
+            target: "127.0.0.1:1".into(),
+        };
+        let stats = metrics.target(&labels);
+        let ok = Observation { status: 200, total: Duration::from_millis(3), ..Observation::default() };
+        stats.record(0, &ok);
+        stats.record(1, &ok);
+        let refused = Observation { status: 502, reason: Some(Reason::ConnectFailed), ..Observation::default() };
+        stats.record(1, &refused);
+        assert_eq!(stats.totals(), Totals { requests: 3, gateway_errors: 1 });
+
+        let text = metrics.render();
+        let of = r#"service="shop",release="r1",cohort="stable",target="127.0.0.1:1""#;
+        for line in [
+            format!("portcullis_requests_total{{{of},code=\"2xx\"}} 2"),
+            format!("portcullis_own_answers_total{{{of},reason=\"connect_failed\"}} 1"),
+            format!("portcullis_request_seconds_bucket{{le=\"0.005\",{of}}} 3"),
+            format!("portcullis_request_seconds_count{{{of}}} 3"),
+        ] {
+            assert!(text.contains(&line), "{line} is not in\n{text}");
+        }
+    }
+}
