@@ -9,6 +9,8 @@ pub enum Fault {
     Upstream,
     /// Nobody: the configuration says so (a redirect).
     Nobody,
+    /// Portcullis itself.
+    Us,
 }
 
 macro_rules! reasons {
@@ -44,8 +46,6 @@ reasons! {
     BadHost = "bad_host", 400, Client;
     /// Not origin-form, or an absolute-form that disagrees with the host.
     BadTarget = "bad_target", 400, Client;
-    /// An upgrade that is not a well-formed WebSocket handshake (RFC 6455 §4.1).
-    BadUpgrade = "bad_upgrade", 400, Client;
     UnknownHost = "unknown_host", 404, Client;
     UnknownPath = "unknown_path", 404, Client;
     MethodNotAllowed = "method_not_allowed", 405, Client;
@@ -71,7 +71,8 @@ reasons! {
     UpstreamTimeout = "upstream_timeout", 504, Upstream;
     /// The release ended and the request was still running at the drain deadline.
     DrainCut = "drain_cut", 504, Upstream;
-    ShuttingDown = "shutting_down", 503, Upstream;
+    /// A bug of ours; the log has it.
+    Internal = "internal", 500, Us;
 }
 
 impl Reason {

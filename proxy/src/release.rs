@@ -136,6 +136,10 @@ impl Release {
         self.closed.store(true, Ordering::SeqCst);
     }
 
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
     pub fn in_flight(&self) -> InFlightCount {
         self.targets.iter().map(|target| target.in_flight()).fold(InFlightCount::default(), |sum, count| {
             InFlightCount { requests: sum.requests + count.requests, sockets: sum.sockets + count.sockets }
@@ -150,6 +154,10 @@ impl Release {
     /// Ends everything that is still in flight.
     pub fn cut(&self) {
         self.ending.send_replace(Ending::Cut);
+    }
+
+    pub fn is_cut(&self) -> bool {
+        *self.ending.borrow() == Ending::Cut
     }
 
     /// How those in flight learn that they should end.

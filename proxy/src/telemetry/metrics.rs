@@ -16,7 +16,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 /// Upper bounds in seconds; the last, infinite bucket is implied.
-const BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+const BUCKETS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 /// A number with one writer.
 #[derive(Default)]
@@ -270,7 +271,9 @@ impl Collector for Scrape {
         ] {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for (labels, stats) in &series {
-                metric.encode_family(&labels.pairs())?.encode_counter::<NoLabelSet, _, u64>(&stats.sum(of), None)?;
+                metric
+                    .encode_family(&labels.pairs())?
+                    .encode_counter::<NoLabelSet, _, u64>(&stats.sum(of), None)?;
             }
         }
         for (name, help, of) in [
@@ -339,7 +342,11 @@ fn encode_histogram(mut metric: MetricEncoder<'_>, stats: &TargetStats, of: Hist
 
 fn encode_process(encoder: &mut DescriptorEncoder<'_>, process: &Process) -> fmt::Result {
     for (name, help, count) in [
-        ("access_log_dropped", "Access log lines dropped because the writer lagged", &process.access_log_dropped),
+        (
+            "access_log_dropped",
+            "Access log lines dropped because the writer lagged",
+            &process.access_log_dropped,
+        ),
         ("connections", "Client connections accepted", &process.connections),
         ("connections_refused", "Client connections shed at a limit", &process.connections_refused),
         ("handshakes_failed", "TLS handshakes that failed", &process.handshakes_failed),
@@ -368,7 +375,8 @@ mod tests {
         let ok = Observation { status: 200, total: Duration::from_millis(3), ..Observation::default() };
         stats.record(0, &ok);
         stats.record(1, &ok);
-        let refused = Observation { status: 502, reason: Some(Reason::ConnectFailed), ..Observation::default() };
+        let refused =
+            Observation { status: 502, reason: Some(Reason::ConnectFailed), ..Observation::default() };
         stats.record(1, &refused);
         assert_eq!(stats.totals(), Totals { requests: 3, gateway_errors: 1 });
 

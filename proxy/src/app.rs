@@ -1,0 +1,187 @@
+//! Builds every part, starts them in order and stops them in the opposite order.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::thread::JoinHandle;
+
+use model::protocol::Listeners;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::control_plane::{ControlPlane, ControlPlaneConfig, ControlPlaneError};
+use crate::data_plane::listener::{ListenError, Listening, listen};
+use crate::data_plane::worker::{self, Setup};
+use crate::metrics_server;
+use crate::snapshot::Published;
+use crate::telemetry::access_log;
+use crate::telemetry::metrics::Metrics;
+
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    AccessLog(#[from] access_log::OpenError),
+    #[error(transparent)]
+    ControlPlane(#[from] ControlPlaneError),
+    #[error("cannot start a thread or runtime")]
+    Runtime(#[source] std::io::Error),
+    #[error("worker {index} ended before its time")]
+    Worker { index: usize },
+}
+
+/// Runs until SIGTERM or SIGINT, then drains. A second signal ends it at once.
+pub fn run(config: Config) -> Result<(), AppError> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AppError::Runtime)?;
+    runtime.block_on(serve(Arc::new(config)))
+}
+
+async fn serve(config: Arc<Config>) -> Result<(), AppError> {
+    let shutdown = CancellationToken::new();
+    let published = Published::default();
+    let metrics = Metrics::new(config.workers);
+
+    // The state comes first: no listener is open before the routes are there.
+    let control = ControlPlane::restore(
+        ControlPlaneConfig {
+            control_path: config.control.clone(),
+            state_dir: config.state_dir.clone(),
+            workers: config.workers,
+            groups: config.groups.clone(),
+            fleet_secret: config.fleet_secret.clone(),
+        },
+        published.clone(),
+        Arc::clone(&metrics),
+        shutdown.clone(),
+    )
+    .await?;
+
+    let (log_writer, log) = access_log::open(&config.access_log, Arc::clone(&metrics))?;
+    let open = Open::all(&config)?;
+    let listeners = open.listeners(&config.control);
+    let setup = Setup {
+        config: Arc::clone(&config),
+        published,
+        metrics: Arc::clone(&metrics),
+        log,
+        shutdown: shutdown.clone(),
+        https_port: open.https.as_ref().map(|(address, _)| address.port()),
+    };
+    let metrics_socket = open.metrics;
+    let workers = start_workers(setup, open.http, open.https)?;
+    let signals = end_on_signal(shutdown.clone()).map_err(AppError::Runtime)?;
+    announce(&listeners, &config);
+
+    // One of these ends first: the shutdown, or a part that could not go on, which ends the others.
+    let served = {
+        let _stop_the_rest = shutdown.clone().drop_guard();
+        tokio::select! {
+            served = control.serve(listeners) => served.map_err(AppError::from),
+            () = metrics_server::serve(metrics_socket, metrics) => Ok(()),
+            () = signals => Ok(()),
+        }
+    };
+    let joined = tokio::task::spawn_blocking(move || join_workers(workers)).await;
+    log_writer.finish();
+    tracing::info!("stopped");
+    served?;
+    joined.unwrap_or(Ok(()))
+}
+
+type Sockets = (std::net::SocketAddr, Vec<std::net::TcpListener>);
+
+/// The listening sockets, one per worker.
+struct Open {
+    http: Option<Sockets>,
+    https: Option<Sockets>,
+    metrics: Option<Sockets>,
+}
+
+impl Open {
+    fn all(config: &Config) -> Result<Self, ListenError> {
+        let open = |address: Option<_>, count| address.map(|address| listen(address, count)).transpose();
+        Ok(Self {
+            http: open(config.http, config.workers)?,
+            https: open(config.https, config.workers)?,
+            metrics: open(config.metrics, 1)?,
+        })
+    }
+
+    fn listeners(&self, control: &std::path::Path) -> Listeners {
+        let address = |sockets: &Option<Sockets>| sockets.as_ref().map(|(address, _)| address.to_string());
+        Listeners {
+            http: address(&self.http),
+            https: address(&self.https),
+            metrics: address(&self.metrics),
+            control: Some(PathBuf::from(control).display().to_string()),
+        }
+    }
+}
+
+type Workers = Vec<JoinHandle<std::io::Result<()>>>;
+
+fn start_workers(setup: Setup, http: Option<Sockets>, https: Option<Sockets>) -> Result<Workers, AppError> {
+    let open = Arc::new(AtomicUsize::new(0));
+    let mut shares: Vec<Vec<Listening>> = (0..setup.config.workers).map(|_| Vec::new()).collect();
+    for (sockets, tls) in [(http, false), (https, true)] {
+        for (share, socket) in shares.iter_mut().zip(sockets.into_iter().flat_map(|(_, sockets)| sockets)) {
+            share.push(Listening { socket, tls, open: Arc::clone(&open) });
+        }
+    }
+    let start = |(index, share): (usize, Vec<Listening>)| {
+        let setup = setup.clone();
+        std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || worker::run(index, setup, share))
+            .map_err(AppError::Runtime)
+    };
+    shares.into_iter().enumerate().map(start).collect()
+}
+
+fn join_workers(workers: Workers) -> Result<(), AppError> {
+    let mut result = Ok(());
+    for (index, worker) in workers.into_iter().enumerate() {
+        match worker.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => result = Err(AppError::Runtime(error)),
+            Err(_) => result = Err(AppError::Worker { index }),
+        }
+    }
+    result
+}
+
+/// Ready after the drain that the first signal began; a second signal ends the process at once.
+fn end_on_signal(shutdown: CancellationToken) -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        let mut next = async || {
+            tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            }
+        };
+        let first = next().await;
+        tracing::info!(signal = first, "draining; a second signal ends the process at once");
+        shutdown.cancel();
+        next().await;
+        std::process::exit(130);
+    })
+}
+
+/// For people and scripts that start it by hand; the same is in `agentctl status --json`.
+fn announce(listeners: &Listeners, config: &Config) {
+    tracing::info!(
+        http = listeners.http,
+        https = listeners.https,
+        metrics = listeners.metrics,
+        control = %config.control.display(),
+        workers = config.workers,
+        connections_max = config.limits.connections,
+        version = env!("CARGO_PKG_VERSION"),
+        "listening"
+    );
+}

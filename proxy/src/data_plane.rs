@@ -1,0 +1,18 @@
+//! The fast half: moves bytes between clients and targets, on one thread per core, and believes the
+//! snapshot.
+
+pub mod answer;
+pub mod body;
+pub mod client_io;
+pub mod exchange;
+pub mod forward;
+pub mod headers;
+pub mod hygiene;
+pub mod layers;
+pub mod listener;
+pub mod server;
+pub mod stack;
+pub mod tls;
+pub mod upgrade;
+pub mod upstream;
+pub mod worker;

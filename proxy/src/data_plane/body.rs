@@ -1,0 +1,276 @@
+//! Bodies on their way through: counted, limited, watched for stalls, and tied to what they hold.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use model::reason::Reason;
+use tokio::time::{Instant, Sleep};
+
+use super::headers::strip_trailers;
+use super::upgrade::Farewell;
+use super::upstream::pool::Lease;
+use crate::release::InFlight;
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a body broke off; hyper passes it on, `forward` reads the reason from `RequestProgress`.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    #[error("the request body is larger than {0} bytes")]
+    TooLarge(u64),
+    #[error("no progress for {0:?}")]
+    Stalled(Duration),
+    #[error("the client's body broke off")]
+    Client(#[source] hyper::Error),
+    #[error("the target's body broke off")]
+    Target(#[source] hyper::Error),
+}
+
+/// A timer that exists only while something is waited for.
+#[derive(Default)]
+struct StallTimer(Option<Pin<Box<Sleep>>>);
+
+impl StallTimer {
+    fn disarm(&mut self) {
+        self.0 = None;
+    }
+
+    /// Ready when nothing happened for `limit` since the first call after `disarm`.
+    fn poll(&mut self, cx: &mut Context<'_>, limit: Duration) -> Poll<()> {
+        self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit))).as_mut().poll(cx)
+    }
+}
+
+/// What became of a request body, readable while hyper's client holds the body.
+#[derive(Default)]
+pub struct RequestProgress {
+    pub bytes: Cell<u64>,
+    /// Something was read from the client, so the request cannot be sent a second time.
+    pub touched: Cell<bool>,
+    pub ended: Cell<Option<Instant>>,
+    pub failed: Cell<Option<Reason>>,
+    pub had_trailers: Cell<bool>,
+}
+
+/// The client's body on its way to the target.
+pub struct RequestBody {
+    inner: Option<Incoming>,
+    progress: Rc<RequestProgress>,
+    bytes_max: u64,
+    idle: Duration,
+    timer: StallTimer,
+}
+
+impl RequestBody {
+    pub fn new(inner: Incoming, progress: Rc<RequestProgress>, bytes_max: u64, idle: Duration) -> Self {
+        let inner = (!inner.is_end_stream()).then_some(inner);
+        progress.ended.set(inner.is_none().then(Instant::now));
+        Self { inner, progress, bytes_max, idle, timer: StallTimer::default() }
+    }
+
+    /// A body that was empty is empty again on a retry.
+    pub fn empty(progress: Rc<RequestProgress>) -> Self {
+        progress.ended.set(Some(Instant::now()));
+        Self { inner: None, progress, bytes_max: 0, idle: Duration::MAX, timer: StallTimer::default() }
+    }
+
+    fn fail(&mut self, reason: Reason, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        self.progress.failed.set(Some(reason));
+        self.inner = None;
+        Poll::Ready(Some(Err(error.into())))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
+        let Poll::Ready(frame) = Pin::new(inner).poll_frame(cx) else {
+            ready!(this.timer.poll(cx, this.idle));
+            let idle = this.idle;
+            return this.fail(Reason::BodyTimeout, BodyError::Stalled(idle));
+        };
+        this.timer.disarm();
+        this.progress.touched.set(true);
+        match frame {
+            None => {
+                this.progress.ended.set(Some(Instant::now()));
+                this.inner = None;
+                Poll::Ready(None)
+            }
+            Some(Err(error)) => this.fail(Reason::BadBody, BodyError::Client(error)),
+            Some(Ok(mut frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    this.progress.bytes.set(this.progress.bytes.get() + data.len() as u64);
+                    if this.progress.bytes.get() > this.bytes_max {
+                        let error = BodyError::TooLarge(this.bytes_max);
+                        return this.fail(Reason::BodyTooLarge, error);
+                    }
+                } else if let Some(trailers) = frame.trailers_mut() {
+                    this.progress.had_trailers.set(true);
+                    strip_trailers(trailers);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+/// The body of an answer: ours, or the target's.
+pub enum AnswerBody {
+    Own(Full<Bytes>),
+    Target(TargetBody),
+}
+
+impl AnswerBody {
+    pub fn empty() -> Self {
+        Self::Own(Full::default())
+    }
+}
+
+/// The target's body on its way to the client, with what it keeps busy until its end.
+pub struct TargetBody {
+    inner: Incoming,
+    idle: Option<Duration>,
+    timer: StallTimer,
+    /// Goes back to the pool at a clean end, and is closed at any other.
+    lease: RefCell<Option<Lease>>,
+    /// An event stream is closed when its release ends.
+    farewell: Option<Farewell>,
+    _in_flight: InFlight,
+}
+
+impl TargetBody {
+    /// `idle`: how long the target may be silent; event streams may be silent for as long as they like.
+    pub fn new(
+        inner: Incoming,
+        idle: Duration,
+        lease: Lease,
+        in_flight: InFlight,
+        event_stream: bool,
+    ) -> Self {
+        let (in_flight, farewell, idle) = if event_stream {
+            let farewell = Farewell::new(in_flight.release().ending());
+            (in_flight.into_socket(), Some(farewell), None)
+        } else {
+            (in_flight, None, Some(idle))
+        };
+        let body = Self {
+            inner,
+            idle,
+            timer: StallTimer::default(),
+            lease: Some(lease).into(),
+            farewell,
+            _in_flight: in_flight,
+        };
+        if body.inner.is_end_stream() {
+            body.give_back();
+        }
+        body
+    }
+
+    fn give_back(&self) {
+        if let Some(lease) = self.lease.borrow_mut().take() {
+            lease.give_back();
+        }
+    }
+}
+
+impl Body for TargetBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        if let Some(farewell) = &mut this.farewell
+            && farewell.poll(cx).is_ready()
+        {
+            // A clean end: browsers reconnect an event stream by themselves.
+            this.lease.take();
+            return Poll::Ready(None);
+        }
+        let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
+            let Some(idle) = this.idle else { return Poll::Pending };
+            ready!(this.timer.poll(cx, idle));
+            return Poll::Ready(Some(Err(BodyError::Stalled(idle).into())));
+        };
+        this.timer.disarm();
+        match frame {
+            None => {
+                this.give_back();
+                Poll::Ready(None)
+            }
+            Some(Err(error)) => Poll::Ready(Some(Err(BodyError::Target(error).into()))),
+            Some(Ok(mut frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    strip_trailers(trailers);
+                }
+                if this.inner.is_end_stream() {
+                    this.give_back();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match &mut *self {
+            Self::Own(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Self::Target(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(body) => body.is_end_stream(),
+            Self::Target(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(body) => body.size_hint(),
+            Self::Target(body) => body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! One request as the layers pass it on, and the facts about it that the log and the metrics need.
+
+use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{self, HeaderValue};
+use http::{Method, Uri, Version};
+use hyper::body::Incoming;
+use model::canary::Cohort;
+use model::reason::Reason;
+use rustls::sign::CertifiedKey;
+use tokio::time::Instant;
+
+use super::body::RequestProgress;
+use super::client_io::{Activity, Interim};
+use super::listener::Counted;
+use super::worker::Worker;
+use crate::release::Target;
+use crate::telemetry::access_log::Line;
+use crate::telemetry::metrics::Observation;
+
+/// What all requests of a connection share.
+pub struct Connection {
+    pub worker: Rc<Worker>,
+    pub peer: IpAddr,
+    /// Of the listener.
+    pub port: u16,
+    /// `None`: plain HTTP.
+    pub tls: Option<Tls>,
+    pub activity: Arc<Activity>,
+    pub interim: Arc<Interim>,
+    /// Counts the connection for as long as a request or tunnel of it lives.
+    pub counted: Counted,
+}
+
+pub struct Tls {
+    /// The certificate that the handshake showed: other hosts of the same certificate are welcome on this
+    /// connection, all others are misdirected (RFC 9110 §7.4).
+    pub certificate: Arc<CertifiedKey>,
+    pub server_name: Option<String>,
+}
+
+/// A request on its way in.
+pub struct Exchange {
+    pub request: http::Request<Incoming>,
+    pub facts: Rc<Facts>,
+}
+
+/// What happened to a request, filled in as it happens.
+///
+/// Whoever still works for the request holds it: the handler, the response body, a tunnel. When the last
+/// one lets go, however that comes, the line is logged and the request is counted. Nothing is forgotten,
+/// and nothing is logged twice.
+pub struct Facts {
+    pub connection: Rc<Connection>,
+    pub arrived: Instant,
+    pub request_body: Rc<RequestProgress>,
+    pub response_body_bytes: Cell<u64>,
+    /// `None` until the response head is handed to the client.
+    pub status: Cell<Option<u16>>,
+    pub cut_short: Cell<Option<CutShort>>,
+    pub known: RefCell<Known>,
+    waiting_for_app: Cell<bool>,
+    line: RequestLine,
+}
+
+/// Who ended a response body before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CutShort {
+    Client,
+    Target,
+}
+
+/// What forwarding changes or consumes, as the client sent it. Cloning shares the bytes.
+struct RequestLine {
+    method: Method,
+    uri: Uri,
+    version: Version,
+    host: Option<HeaderValue>,
+    user_agent: Option<HeaderValue>,
+    referer: Option<HeaderValue>,
+}
+
+#[derive(Default)]
+pub struct Known {
+    pub client: Option<IpAddr>,
+    pub https: bool,
+    pub request_id: Option<HeaderValue>,
+    pub service: Option<Arc<str>>,
+    pub release: Option<Arc<str>>,
+    pub cohort: Option<Cohort>,
+    pub overridden: bool,
+    pub target: Option<Arc<Target>>,
+    pub reason: Option<Reason>,
+    pub connect: Option<Duration>,
+    pub first_byte: Option<Duration>,
+    pub retried: bool,
+}
+
+impl Facts {
+    pub fn new(connection: &Rc<Connection>, request: &http::Request<Incoming>) -> Rc<Self> {
+        connection.activity.begin_request();
+        let field = |name| request.headers().get(name).cloned();
+        Rc::new(Self {
+            connection: Rc::clone(connection),
+            arrived: Instant::now(),
+            request_body: Rc::default(),
+            response_body_bytes: Cell::new(0),
+            status: Cell::new(None),
+            cut_short: Cell::new(None),
+            known: RefCell::default(),
+            waiting_for_app: Cell::new(false),
+            line: RequestLine {
+                method: request.method().clone(),
+                uri: request.uri().clone(),
+                version: request.version(),
+                host: field(header::HOST),
+                user_agent: field(header::USER_AGENT),
+                referer: field(header::REFERER),
+            },
+        })
+    }
+
+    pub fn is_head(&self) -> bool {
+        self.line.method == Method::HEAD
+    }
+
+    pub fn note(&self, change: impl FnOnce(&mut Known)) {
+        change(&mut self.known.borrow_mut());
+    }
+
+    /// Tells the connection's watchdog whose turn it is.
+    pub fn set_waiting_for_app(&self, waiting: bool) {
+        if self.waiting_for_app.replace(waiting) != waiting {
+            match waiting {
+                true => self.connection.activity.begin_waiting_for_app(),
+                false => self.connection.activity.end_waiting_for_app(),
+            }
+        }
+    }
+
+    fn write(&self, line: &mut Line<'_>, status: u16, reason: Option<Reason>, total: Duration) {
+        let (known, request) = (self.known.borrow(), &self.line);
+        if let Some(id) = &known.request_id {
+            line.text("request_id", id.as_bytes());
+        }
+        line.address("client", known.client.unwrap_or(self.connection.peer));
+        line.text("method", request.method.as_str().as_bytes());
+        let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes());
+        if let Some(host) = authority.or(request.host.as_ref().map(HeaderValue::as_bytes)) {
+            line.text("host", host);
+        }
+        line.text("path", request.uri.path().as_bytes());
+        if let Some(query) = request.uri.query() {
+            line.text("query", query.as_bytes());
+        }
+        line.text("proto", if request.version == Version::HTTP_2 { b"HTTP/2" } else { b"HTTP/1.1" });
+        line.text("scheme", if known.https { b"https" } else { b"http" });
+        line.number("status", u64::from(status));
+        if let Some(reason) = reason {
+            line.text("reason", reason.code().as_bytes());
+        }
+        for (name, value) in [("service", &known.service), ("release", &known.release)] {
+            if let Some(value) = value {
+                line.text(name, value.as_bytes());
+            }
+        }
+        if let Some(cohort) = known.cohort {
+            line.text("cohort", cohort.as_str().as_bytes());
+        }
+        if let Some(target) = &known.target {
+            line.text("target", target.label.as_bytes());
+        }
+        line.millis("duration_ms", total);
+        for (name, value) in [("connect_ms", known.connect), ("first_byte_ms", known.first_byte)] {
+            if let Some(value) = value {
+                line.millis(name, value);
+            }
+        }
+        line.number("request_bytes", self.request_body.bytes.get());
+        line.number("response_bytes", self.response_body_bytes.get());
+        for (name, value) in [("user_agent", &request.user_agent), ("referer", &request.referer)] {
+            if let Some(value) = value {
+                line.text(name, value.as_bytes());
+            }
+        }
+        match self.cut_short.get() {
+            Some(CutShort::Client) => line.text("cut_short_by", b"client"),
+            Some(CutShort::Target) => line.text("cut_short_by", b"target"),
+            None => {}
+        }
+        for (name, is_set) in [("retried", known.retried), ("overridden", known.overridden)] {
+            if is_set {
+                line.flag(name);
+            }
+        }
+    }
+}
+
+impl Drop for Facts {
+    fn drop(&mut self) {
+        self.set_waiting_for_app(false);
+        self.connection.activity.end_request();
+        let worker = &self.connection.worker;
+        let total = self.arrived.elapsed();
+        let (status, reason) = match self.status.get() {
+            Some(status) => (status, self.known.borrow().reason),
+            None => (Reason::ClientClosed.status(), Some(Reason::ClientClosed)),
+        };
+        worker.log.line(|line| self.write(line, status, reason, total));
+        let known = self.known.borrow();
+        let stats = known.target.as_ref().map_or_else(|| worker.metrics.unrouted(), |target| &target.stats);
+        let broken = self.cut_short.get() == Some(CutShort::Target);
+        stats.record(
+            worker.index,
+            &Observation {
+                status,
+                reason: reason.or(broken.then_some(Reason::UpstreamClosed)),
+                queue: None,
+                connect: known.connect,
+                first_byte: known.first_byte,
+                total,
+                request_body_bytes: self.request_body.bytes.get(),
+                response_body_bytes: self.response_body_bytes.get(),
+                retried: known.retried,
+            },
+        );
+    }
+}

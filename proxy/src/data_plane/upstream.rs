@@ -1,0 +1,6 @@
+//! Towards the targets: connections, the pool of idle ones, sending, probing.
+
+pub mod connect;
+pub mod pool;
+pub mod retry;
+pub mod send;

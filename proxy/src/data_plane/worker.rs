@@ -1,0 +1,99 @@
+//! One thread of the data plane: its own runtime, listeners, connections and upstream pools.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::listener::{self, Listening};
+use super::tls;
+use super::upstream::pool::Pool;
+use super::upstream::retry::RetryBudget;
+use crate::config::Config;
+use crate::release::Target;
+use crate::snapshot::{Published, Slot};
+use crate::telemetry::access_log::{AccessLog, Sink};
+use crate::telemetry::metrics::Metrics;
+
+/// What a worker's tasks share.
+pub struct Worker {
+    pub index: usize,
+    pub config: Arc<Config>,
+    pub published: Published,
+    pub metrics: Arc<Metrics>,
+    pub log: AccessLog,
+    pub pool: Pool,
+    pub retries: RetryBudget,
+    pub tasks: TaskTracker,
+    /// Stop taking requests, finish those in flight.
+    pub shutdown: CancellationToken,
+    /// For redirects; `None` without an HTTPS listener.
+    pub https_port: Option<u16>,
+    pub tls: Arc<rustls::ServerConfig>,
+    turn: Cell<usize>,
+}
+
+/// What every worker is built from; the same for all but the index and the sockets.
+#[derive(Clone)]
+pub struct Setup {
+    pub config: Arc<Config>,
+    pub published: Published,
+    pub metrics: Arc<Metrics>,
+    pub log: Sink,
+    pub shutdown: CancellationToken,
+    pub https_port: Option<u16>,
+}
+
+impl Worker {
+    fn new(index: usize, setup: Setup) -> Rc<Self> {
+        let tasks = TaskTracker::new();
+        Rc::new(Self {
+            index,
+            tls: tls::server_config(setup.published.clone()),
+            config: setup.config,
+            published: setup.published,
+            metrics: setup.metrics,
+            log: AccessLog::new(setup.log),
+            pool: Pool::new(tasks.clone()),
+            retries: RetryBudget::default(),
+            tasks,
+            shutdown: setup.shutdown,
+            https_port: setup.https_port,
+            turn: Cell::new(index),
+        })
+    }
+
+    /// The next target of a slot, round robin.
+    pub fn next_target<'s>(&self, slot: &'s Slot) -> &'s Arc<Target> {
+        let turn = self.turn.get();
+        self.turn.set(turn.wrapping_add(1));
+        &slot.targets[turn % slot.targets.len()]
+    }
+}
+
+/// Runs one worker on the calling thread until `setup.shutdown`, then until its connections have ended or
+/// the shutdown timeout is over.
+pub fn run(index: usize, setup: Setup, sockets: Vec<Listening>) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let worker = Worker::new(index, setup);
+        let background = TaskTracker::new();
+        let log = worker.log.clone();
+        let flusher = background.spawn_local(async move { log.flush_regularly().await });
+        let pool = worker.pool.clone();
+        let sweeper = background.spawn_local(async move { pool.sweep_regularly().await });
+        for socket in sockets {
+            worker.tasks.spawn_local(listener::accept(Rc::clone(&worker), socket));
+        }
+        worker.shutdown.cancelled().await;
+        worker.tasks.close();
+        // What does not end in time is dropped with the runtime.
+        let _ = tokio::time::timeout(worker.config.shutdown_timeout, worker.tasks.wait()).await;
+        sweeper.abort();
+        flusher.abort();
+        worker.log.flush();
+        Ok(())
+    })
+}
