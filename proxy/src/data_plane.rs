@@ -16,3 +16,5 @@ pub mod tls;
 pub mod upgrade;
 pub mod upstream;
 pub mod worker;
+#[cfg(test)]
+mod worker_tests;

@@ -2,5 +2,6 @@
 
 pub mod connect;
 pub mod pool;
+pub mod probe;
 pub mod retry;
 pub mod send;

@@ -1,0 +1,201 @@
+//! A worker with a hand-made snapshot and real sockets on both sides.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
+
+use model::canary::Cohort;
+use model::name::PathPrefix;
+use model::route::RouteTable;
+use model::service::Policy;
+use tokio_util::sync::CancellationToken;
+
+use super::listener::{Listening, listen};
+use super::worker::{self, Setup};
+use crate::config::{Config, Flags, Listen};
+use crate::release::{Endpoint, Release, Target};
+use crate::snapshot::{Published, Service, Slot, Snapshot};
+use crate::telemetry::access_log::{self, Destination};
+use crate::telemetry::metrics::{Metrics, TargetStats};
+
+struct Proxy {
+    address: SocketAddr,
+    release: Arc<Release>,
+    shutdown: CancellationToken,
+    thread: Option<std::thread::JoinHandle<std::io::Result<()>>>,
+}
+
+impl Proxy {
+    fn to(target: SocketAddr) -> Self {
+        let stats = Arc::new(TargetStats::new(1));
+        let target = Target::new(&target.to_string(), Endpoint::Tcp(target), stats, 1);
+        let release = Release::new("r1", vec![Arc::clone(&target)]);
+        let slot =
+            Slot { cohort: Cohort::Stable, release: Arc::clone(&release), targets: Box::new([target]) };
+        let policy = Policy::default();
+        let service =
+            Service { name: "shop".into(), policy, redirect_to_https: false, stable: slot, canary: None };
+        let mut routes = RouteTable::default();
+        assert!(routes.bind(&[], &[PathPrefix::root()], &Arc::new(service)).is_ok());
+        let published = Published::default();
+        published.publish(Snapshot { generation: 1, routes, ..Snapshot::default() });
+
+        let flags = Flags {
+            http: Some(Listen::On(([127, 0, 0, 1], 0).into())),
+            https: Some(Listen::Off),
+            shutdown_timeout: Some(Duration::from_secs(20)),
+            ..Flags::default()
+        };
+        let metrics = Metrics::new(1);
+        let shutdown = CancellationToken::new();
+        let (_, log) = access_log::open(&Destination::Off, Arc::clone(&metrics)).unwrap();
+        let config = Arc::new(Config::load(flags).unwrap());
+        let setup = Setup { config, published, metrics, log, shutdown: shutdown.clone(), https_port: None };
+        let (address, mut sockets) = listen(([127, 0, 0, 1], 0).into(), 1).unwrap();
+        let socket = Listening { socket: sockets.remove(0), tls: false, open: Arc::new(AtomicUsize::new(0)) };
+        let thread = Some(std::thread::spawn(move || worker::run(0, setup, vec![socket])));
+        Self { address, release, shutdown, thread }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap().unwrap();
+        }
+    }
+}
+
+/// A target that answers each connection's requests with what `answer` makes of the head.
+fn target(answer: impl Fn(&str) -> Vec<u8> + Send + Clone + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let answer = answer.clone();
+            std::thread::spawn(move || {
+                let mut stream = stream.unwrap();
+                while let Some(head) = read_head(&mut stream) {
+                    stream.write_all(&answer(&head)).unwrap();
+                }
+            });
+        }
+    });
+    address
+}
+
+fn read_head(stream: &mut TcpStream) -> Option<String> {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        if stream.read(&mut byte).ok()? == 0 {
+            return None;
+        }
+        head.push(byte[0]);
+    }
+    Some(String::from_utf8(head).unwrap())
+}
+
+fn read_answer(stream: &mut TcpStream, body_len: usize) -> (String, String) {
+    let head = read_head(stream).expect("an answer");
+    let mut body = vec![0; body_len];
+    stream.read_exact(&mut body).unwrap();
+    (head, String::from_utf8(body).unwrap())
+}
+
+#[test]
+fn requests_reach_the_target_and_answers_the_client_on_one_connection() {
+    let proxy = Proxy::to(target(|head| {
+        let body = format!("saw {}", head.lines().next().unwrap());
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    }));
+    let mut client = proxy.connect();
+    for n in 0..3 {
+        write!(client, "GET /{n} HTTP/1.1\r\nHost: shop.test\r\n\r\n").unwrap();
+        let (head, body) = read_answer(&mut client, 19);
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+        assert_eq!(body, format!("saw GET /{n} HTTP/1.1"));
+    }
+    // The last answer may be read before the worker has let go of its request.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while proxy.release.in_flight().total() > 0 {
+        assert!(Instant::now() < deadline, "a request is still counted as in flight");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn interim_responses_pass() {
+    let proxy = Proxy::to(target(|_| {
+        b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+            .to_vec()
+    }));
+    let mut client = proxy.connect();
+    write!(client, "GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n").unwrap();
+    let interim = read_head(&mut client).unwrap();
+    assert!(interim.starts_with("HTTP/1.1 103 Early Hints\r\nlink: </a.css>"), "{interim}");
+    let (head, body) = read_answer(&mut client, 2);
+    assert!(head.starts_with("HTTP/1.1 200 OK") && body == "ok", "{head}");
+}
+
+#[test]
+fn a_half_closed_client_gets_its_answer_and_a_bare_line_feed_is_refused() {
+    let proxy = Proxy::to(target(|_| b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec()));
+    for (request, status) in [
+        ("GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n", "200"),
+        ("GET / HTTP/1.1\nHost: shop.test\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\nHost: shop.test\r\nX: a\n\r\n", "400"),
+    ] {
+        let mut client = proxy.connect();
+        client.write_all(request.as_bytes()).unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{request:?}: {answer}");
+    }
+}
+
+#[test]
+fn a_refused_target_is_a_502_with_its_reason() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let proxy = Proxy::to(closed);
+    let mut client = proxy.connect();
+    write!(client, "GET / HTTP/1.1\r\nHost: shop.test\r\nAccept: application/json\r\n\r\n").unwrap();
+    let head = read_head(&mut client).unwrap();
+    assert!(head.starts_with("HTTP/1.1 502"), "{head}");
+    assert!(head.contains("x-portcullis-reason: connect_failed"), "{head}");
+}
+
+#[test]
+fn a_tunnel_carries_both_ways_and_ends_with_its_release() {
+    let proxy = Proxy::to(target(|_| {
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n\x81\x02hi"
+            .to_vec()
+    }));
+    let mut client = proxy.connect();
+    write!(
+        client,
+        "GET /cable HTTP/1.1\r\nHost: shop.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    )
+    .unwrap();
+    let head = read_head(&mut client).unwrap();
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    let mut frame = [0; 4];
+    client.read_exact(&mut frame).unwrap();
+    assert_eq!(&frame, b"\x81\x02hi");
+    assert_eq!(proxy.release.in_flight().sockets, 1);
+    proxy.release.close();
+    proxy.release.drain_sockets(Duration::ZERO);
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest, [0x88, 0x02, 0x03, 0xf4], "1012, then the end");
+}
