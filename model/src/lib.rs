@@ -4,10 +4,16 @@
 //! daemon and `agentctl` both speak these words; thin code around them does what they say.
 
 pub mod canary;
+pub mod cutover;
+pub mod diagnosis;
 pub mod duration;
+pub mod health;
 pub mod name;
+pub mod policy_patch;
+pub mod probe;
 pub mod protocol;
 pub mod reason;
 pub mod route;
 pub mod service;
+pub mod signatures;
 pub mod weight;

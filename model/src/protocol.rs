@@ -25,6 +25,9 @@ use serde::{Deserialize, Serialize};
 
 pub const API_VERSION: &str = "v1";
 
+/// Request header with the caller's `SSH_CONNECTION`, for the audit log. A claim: anyone may write it.
+pub const SSH_CONNECTION_HEADER: &str = "portcullis-ssh-connection";
+
 /// Settings that a deploy names; what it leaves out stays as it is (at first: the default).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]

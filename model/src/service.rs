@@ -198,9 +198,13 @@ impl Service {
     }
 
     /// `release` becomes stable and the stable one is held. A canary ends.
+    ///
+    /// Another label for the same targets replaces nothing that could be gone back to: what is held stays.
     pub fn cut_over(&mut self, release: Release) {
         let previous = std::mem::replace(&mut self.stable, release);
-        self.held = (previous.targets != self.stable.targets).then_some(previous);
+        if previous.targets != self.stable.targets {
+            self.held = Some(previous);
+        }
         self.canary = None;
     }
 

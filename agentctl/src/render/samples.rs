@@ -1,0 +1,104 @@
+//! Replies to render in tests: a quiet service, and one with everything going on.
+
+use model::protocol::{
+    CanaryStatus, DeploymentPhase, Listeners, Operation, OverridesBody, PolicyPatch, ReleaseStatus,
+    ServiceState, ServiceStatus, Status, TargetStateName, TargetStatus,
+};
+
+pub(crate) const NOW_MS: u64 = 1_795_000_000_000;
+const MINUTE_MS: u64 = 60_000;
+
+pub(crate) fn status() -> Status {
+    Status {
+        version: "0.1.0".into(),
+        pid: 812,
+        started_ms: NOW_MS - 3 * 60 * MINUTE_MS,
+        generation: 7,
+        listeners: Listeners {
+            http: Some("0.0.0.0:80".into()),
+            https: Some("0.0.0.0:443".into()),
+            metrics: None,
+            control: Some("/run/portcullis/control.sock".into()),
+        },
+        workers: 2,
+        services: vec![quiet_service(), busy_service()],
+    }
+}
+
+pub(crate) fn quiet_service() -> ServiceStatus {
+    ServiceStatus {
+        name: "docs".into(),
+        state: ServiceState::Serving,
+        hosts: Vec::new(),
+        path_prefixes: vec!["/docs".into()],
+        tls: false,
+        stable: release(
+            "r1",
+            9 * 24 * 60,
+            &[target("127.0.0.1:4000", TargetStateName::Serving, "200 in 1ms")],
+        ),
+        canary: None,
+        held: None,
+        operation: None,
+        policy: PolicyPatch::default(),
+    }
+}
+
+pub(crate) fn busy_service() -> ServiceStatus {
+    ServiceStatus {
+        name: "shop".into(),
+        state: ServiceState::Degraded,
+        hosts: vec!["shop.example.com".into(), "*.shop.example.com".into()],
+        path_prefixes: vec!["/".into()],
+        tls: true,
+        stable: release(
+            "3f9c2ab",
+            42,
+            &[
+                target("127.0.0.1:3001", TargetStateName::Serving, "200 in 3ms"),
+                target("127.0.0.1:3002", TargetStateName::Ejected, "connection refused\x1b[2J"),
+            ],
+        ),
+        canary: Some(canary()),
+        held: Some(release("77aa001", 120, &[target("127.0.0.1:3000", TargetStateName::Held, "200 in 2ms")])),
+        operation: Some(Operation {
+            verb: "canary start".into(),
+            release: "c0ffee1".into(),
+            phase: DeploymentPhase::Gating,
+            actor: "deploy (uid 1001) from 192.0.2.7".into(),
+            since_ms: NOW_MS - 12_000,
+        }),
+        policy: PolicyPatch {
+            hosts: Some(vec!["shop.example.com".into(), "*.shop.example.com".into()]),
+            tls: Some(true),
+            tls_redirect: Some(true),
+            health_check_path: Some("/up".into()),
+            drain_timeout: Some("30s".into()),
+            max_request_body_bytes: Some(1 << 30),
+            canonical_host: Some(String::new()),
+            ..PolicyPatch::default()
+        },
+    }
+}
+
+pub(crate) fn canary() -> CanaryStatus {
+    CanaryStatus {
+        release: release("c0ffee1", 5, &[target("127.0.0.1:3003", TargetStateName::Ready, "200 in 4ms")]),
+        weight: "0.25%".into(),
+        rollout: "c0ffee1".into(),
+        overrides: OverridesBody {
+            headers: vec!["x-canary=1".into()],
+            networks: vec!["10.0.0.0/8".into(), "fd00::/8".into()],
+            ..OverridesBody::default()
+        },
+    }
+}
+
+fn release(name: &str, minutes_old: u64, targets: &[TargetStatus]) -> ReleaseStatus {
+    let created_ms = NOW_MS - minutes_old * MINUTE_MS;
+    ReleaseStatus { release: name.into(), created_ms, targets: targets.to_vec() }
+}
+
+fn target(address: &str, state: TargetStateName, probe: &str) -> TargetStatus {
+    TargetStatus { target: address.into(), state, in_flight: 4, last_probe: Some(probe.into()) }
+}

@@ -1,0 +1,228 @@
+//! The agent, its services and their targets.
+
+use model::protocol::{
+    Listeners, Operation, PolicyPatch, ReleaseStatus, ServiceStatus, Status, TargetStatus,
+};
+
+use super::age::age;
+use super::clean;
+use super::paint::{Paint, Tone};
+use super::table::{Cell, table};
+use super::words::{counted, phase_text, service_state, state_text, target_state, target_tone, yes_or_no};
+
+/// The whole agent: what it is, where it listens, what it serves.
+pub(crate) fn agent(status: &Status, now_ms: u64, paint: Paint) -> String {
+    let version = paint.paint(Tone::Strong, &format!("portcullis {}", clean::line(&status.version)));
+    let up = age(now_ms, status.started_ms);
+    format!(
+        "{version} · up {up} · pid {} · {} · generation {}\n{}\n\n{}",
+        status.pid,
+        counted(u64::from(status.workers), "worker"),
+        status.generation,
+        listeners(&status.listeners),
+        list(&status.services, paint)
+    )
+}
+
+fn listeners(listeners: &Listeners) -> String {
+    let Listeners { http, https, metrics, control } = listeners;
+    let all = [("http", http), ("https", https), ("metrics", metrics), ("control", control)];
+    let shown = all.map(|(name, address)| format!("{name} {}", address.as_deref().unwrap_or("off")));
+    clean::line(&shown.join(" · "))
+}
+
+/// One row for each service.
+pub(crate) fn list(services: &[ServiceStatus], paint: Paint) -> String {
+    if services.is_empty() {
+        return "no services yet: `agentctl deploy NAME --target HOST:PORT` makes the first\n".to_owned();
+    }
+    let rows: Vec<_> = services.iter().map(list_row).collect();
+    table(["SERVICE", "STATE", "HOSTS", "PATHS", "TLS", "STABLE", "CANARY", "HELD", "NOW"], &rows, paint)
+}
+
+fn list_row(service: &ServiceStatus) -> [Cell; 9] {
+    let canary =
+        service.canary.as_ref().map(|canary| format!("{} {}", canary.release.release, canary.weight));
+    let held = service.held.as_ref().map(|held| held.release.as_str());
+    let now = service.operation.as_ref().map(|operation| format!("{} {}", operation.verb, operation.release));
+    [
+        Cell::toned(Tone::Strong, &service.name),
+        service_state(service.state),
+        hosts(service).into(),
+        service.path_prefixes.join(",").into(),
+        yes_or_no(service.tls).into(),
+        service.stable.release.as_str().into(),
+        canary.unwrap_or_default().into(),
+        held.unwrap_or_default().into(),
+        now.unwrap_or_default().into(),
+    ]
+}
+
+/// One service in detail.
+pub(crate) fn service(service: &ServiceStatus, now_ms: u64, paint: Paint) -> String {
+    let mut text = format!("{}\n", paint.paint(Tone::Strong, &clean::line(&service.name)));
+    let mut add = |name: &str, value: &str| text.push_str(&format!("  {name:<10}{}\n", clean::line(value)));
+    add("state", state_text(service.state));
+    add("hosts", &hosts(service));
+    add("paths", &service.path_prefixes.join(", "));
+    add("tls", yes_or_no(service.tls));
+    if let Some(canary) = &service.canary {
+        add("canary", &format!("{} of the visitors, rollout {}", canary.weight, canary.rollout));
+    }
+    if let Some(operation) = &service.operation {
+        add("now", &operation_text(operation, now_ms));
+    }
+    format!("{text}\n{}\n{}", slots(service, now_ms, paint), settings(&service.policy, paint))
+}
+
+fn operation_text(operation: &Operation, now_ms: u64) -> String {
+    let Operation { verb, release, phase, actor, since_ms } = operation;
+    format!("{verb} of {release} by {actor}, since {}, {}", age(now_ms, *since_ms), phase_text(*phase))
+}
+
+/// The releases in their slots, one row for each target.
+fn slots(service: &ServiceStatus, now_ms: u64, paint: Paint) -> String {
+    let rows: Vec<_> = releases(service)
+        .flat_map(|(slot, release)| release.targets.iter().map(move |target| (slot, release, target)))
+        .map(|(slot, release, target)| {
+            let [address, state, in_flight, probe] = target_cells(target);
+            let age = age(now_ms, release.created_ms);
+            [slot.into(), release.release.as_str().into(), age.into(), address, state, in_flight, probe]
+        })
+        .collect();
+    table(["SLOT", "RELEASE", "AGE", "TARGET", "STATE", "IN FLIGHT", "LAST PROBE"], &rows, paint)
+}
+
+/// The targets of several services, one row each.
+pub(crate) fn targets(services: &[ServiceStatus], paint: Paint) -> String {
+    let rows: Vec<_> = services
+        .iter()
+        .flat_map(|service| releases(service).map(move |(slot, release)| (service, slot, release)))
+        .flat_map(|(service, slot, release)| {
+            release.targets.iter().map(move |target| {
+                let [address, state, in_flight, probe] = target_cells(target);
+                let name = Cell::toned(Tone::Strong, &service.name);
+                [name, slot.into(), release.release.as_str().into(), address, state, in_flight, probe]
+            })
+        })
+        .collect();
+    if rows.is_empty() {
+        return "no targets: no service is deployed\n".to_owned();
+    }
+    table(["SERVICE", "SLOT", "RELEASE", "TARGET", "STATE", "IN FLIGHT", "LAST PROBE"], &rows, paint)
+}
+
+/// The targets of one release.
+pub(crate) fn release_targets(release: &ReleaseStatus, paint: Paint) -> String {
+    let rows: Vec<_> = release.targets.iter().map(target_cells).collect();
+    table(["TARGET", "STATE", "IN FLIGHT", "LAST PROBE"], &rows, paint)
+}
+
+fn target_cells(target: &TargetStatus) -> [Cell; 4] {
+    let probe = target.last_probe.as_deref().unwrap_or_default();
+    [
+        target.target.as_str().into(),
+        Cell::toned(target_tone(target.state), target_state(target.state)),
+        target.in_flight.to_string().into(),
+        clean::shorten(probe, 60).into(),
+    ]
+}
+
+fn releases(service: &ServiceStatus) -> impl Iterator<Item = (&'static str, &ReleaseStatus)> {
+    let canary = service.canary.as_ref().map(|canary| ("canary", &canary.release));
+    let held = service.held.as_ref().map(|held| ("held", held));
+    std::iter::once(("stable", &service.stable)).chain(canary).chain(held)
+}
+
+/// The policy, as flags of `deploy` that would set it.
+fn settings(policy: &PolicyPatch, paint: Paint) -> String {
+    let Ok(serde_json::Value::Object(settings)) = serde_json::to_value(policy) else {
+        return String::new();
+    };
+    // Shown above already.
+    let shown = |name: &str| !matches!(name, "hosts" | "path_prefixes" | "tls");
+    let rows: Vec<_> = settings
+        .iter()
+        .filter(|(name, value)| shown(name) && !value.is_null() && value.as_str() != Some(""))
+        .map(|(name, value)| {
+            // The protocol names units where the flag's placeholder does.
+            let flag = name.strip_suffix("_bytes").unwrap_or(name).replace('_', "-");
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            [Cell::from(flag), Cell::from(value)]
+        })
+        .collect();
+    table(["SETTING", "VALUE"], &rows, paint)
+}
+
+fn hosts(service: &ServiceStatus) -> String {
+    if service.hosts.is_empty() { "any".to_owned() } else { service.hosts.join(",") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::render::samples::{self, NOW_MS};
+
+    const PLAIN: fn() -> Paint = || Paint::new(false);
+
+    #[test]
+    fn a_whole_agent() {
+        insta::assert_snapshot!(agent(&samples::status(), NOW_MS, PLAIN()), @r"
+        portcullis 0.1.0 · up 3h · pid 812 · 2 workers · generation 7
+        http 0.0.0.0:80 · https 0.0.0.0:443 · metrics off · control /run/portcullis/control.sock
+
+        SERVICE  STATE     HOSTS                                PATHS  TLS  STABLE   CANARY         HELD     NOW
+        docs     serving   any                                  /docs  no   r1       -              -        -
+        shop     degraded  shop.example.com,*.shop.example.com  /      yes  3f9c2ab  c0ffee1 0.25%  77aa001  canary start c0ffee1
+        ");
+    }
+
+    #[test]
+    fn an_agent_without_services() {
+        let status = Status { services: Vec::new(), workers: 1, ..samples::status() };
+        insta::assert_snapshot!(agent(&status, NOW_MS, PLAIN()), @r"
+        portcullis 0.1.0 · up 3h · pid 812 · 1 worker · generation 7
+        http 0.0.0.0:80 · https 0.0.0.0:443 · metrics off · control /run/portcullis/control.sock
+
+        no services yet: `agentctl deploy NAME --target HOST:PORT` makes the first
+        ");
+    }
+
+    #[test]
+    fn a_service_in_detail() {
+        insta::assert_snapshot!(service(&samples::busy_service(), NOW_MS, PLAIN()), @r"
+        shop
+          state     degraded
+          hosts     shop.example.com,*.shop.example.com
+          paths     /
+          tls       yes
+          canary    0.25% of the visitors, rollout c0ffee1
+          now       canary start of c0ffee1 by deploy (uid 1001) from 192.0.2.7, since 12s, gating
+
+        SLOT    RELEASE  AGE  TARGET          STATE    IN FLIGHT  LAST PROBE
+        stable  3f9c2ab  42m  127.0.0.1:3001  serving  4          200 in 3ms
+        stable  3f9c2ab  42m  127.0.0.1:3002  ejected  4          connection refused\u{1b}[2J
+        canary  c0ffee1  5m   127.0.0.1:3003  ready    4          200 in 4ms
+        held    77aa001  2h   127.0.0.1:3000  held     4          200 in 2ms
+
+        SETTING            VALUE
+        drain-timeout      30s
+        health-check-path  /up
+        max-request-body   1073741824
+        tls-redirect       true
+        ");
+    }
+
+    #[test]
+    fn all_targets() {
+        insta::assert_snapshot!(targets(&samples::status().services, PLAIN()), @r"
+        SERVICE  SLOT    RELEASE  TARGET          STATE    IN FLIGHT  LAST PROBE
+        docs     stable  r1       127.0.0.1:4000  serving  4          200 in 1ms
+        shop     stable  3f9c2ab  127.0.0.1:3001  serving  4          200 in 3ms
+        shop     stable  3f9c2ab  127.0.0.1:3002  ejected  4          connection refused\u{1b}[2J
+        shop     canary  c0ffee1  127.0.0.1:3003  ready    4          200 in 4ms
+        shop     held    77aa001  127.0.0.1:3000  held     4          200 in 2ms
+        ");
+        insta::assert_snapshot!(targets(&[], PLAIN()), @"no targets: no service is deployed");
+    }
+}

@@ -1,0 +1,71 @@
+//! The words and tones of the protocol's closed sets, and of counts.
+
+use model::protocol::{DeploymentPhase, ServiceState, TargetStateName};
+
+use super::paint::Tone;
+use super::table::Cell;
+
+pub(crate) fn yes_or_no(yes: bool) -> &'static str {
+    if yes { "yes" } else { "no" }
+}
+
+/// `1 socket`, `2 sockets`.
+pub(crate) fn counted(count: u64, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
+pub(crate) fn service_state(state: ServiceState) -> Cell {
+    let tone = match state {
+        ServiceState::Serving => Tone::Good,
+        ServiceState::Degraded => Tone::Bad,
+    };
+    Cell::toned(tone, state_text(state))
+}
+
+pub(crate) fn state_text(state: ServiceState) -> &'static str {
+    match state {
+        ServiceState::Serving => "serving",
+        ServiceState::Degraded => "degraded",
+    }
+}
+
+pub(crate) fn phase_text(phase: DeploymentPhase) -> &'static str {
+    match phase {
+        DeploymentPhase::Planned => "planned",
+        DeploymentPhase::Gating => "gating",
+        DeploymentPhase::Warming => "warming",
+        DeploymentPhase::Switching => "switching",
+        DeploymentPhase::Draining => "draining",
+        DeploymentPhase::Baking => "baking",
+        DeploymentPhase::Committed => "committed",
+        DeploymentPhase::Aborted => "aborted",
+        DeploymentPhase::Reverted => "reverted",
+    }
+}
+
+pub(crate) fn target_state(state: TargetStateName) -> &'static str {
+    match state {
+        TargetStateName::Pending => "pending",
+        TargetStateName::Booting => "booting",
+        TargetStateName::Probing => "probing",
+        TargetStateName::Warming => "warming",
+        TargetStateName::Ready => "ready",
+        TargetStateName::Serving => "serving",
+        TargetStateName::Suspect => "suspect",
+        TargetStateName::Ejected => "ejected",
+        TargetStateName::Draining => "draining",
+        TargetStateName::Held => "held",
+        TargetStateName::Retired => "retired",
+        TargetStateName::Failed => "failed",
+    }
+}
+
+pub(crate) fn target_tone(state: TargetStateName) -> Tone {
+    match state {
+        TargetStateName::Ready | TargetStateName::Serving => Tone::Good,
+        TargetStateName::Suspect | TargetStateName::Draining => Tone::Warning,
+        TargetStateName::Ejected | TargetStateName::Failed => Tone::Bad,
+        TargetStateName::Held | TargetStateName::Retired => Tone::Faint,
+        _ => Tone::Plain,
+    }
+}

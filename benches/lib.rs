@@ -1,0 +1,1 @@
+//! Benches of the hot path, one file per question. Run them with `cargo bench`.

@@ -1,0 +1,427 @@
+//! Between what crosses the socket and what the rules use: `PolicyPatch` ↔ `Policy`, `OverridesBody` ↔
+//! `Overrides`.
+//!
+//! Text is parsed here, once; the first thing that is wrong becomes a `Problem` that names its field. Which
+//! services may share a host is not decided here.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::canary::Overrides;
+use crate::duration;
+use crate::name::{HostName, HostPattern, PathPrefix};
+use crate::protocol::{OverridesBody, PolicyPatch, Problem, ProblemCode};
+use crate::service::{CertificateFiles, Policy, TlsPolicy};
+
+/// No wait of ours may be longer: beyond it, a typo is likelier than a wish.
+const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// `policy` with the settings that `patch` names.
+pub fn apply(patch: &PolicyPatch, mut policy: Policy) -> Result<Policy, Problem> {
+    apply_routes(patch, &mut policy)?;
+    apply_tls(patch, &mut policy)?;
+    apply_gate(patch, &mut policy)?;
+    apply_timeouts(patch, &mut policy)?;
+    apply_visitor(patch, &mut policy)?;
+    Ok(policy)
+}
+
+/// The patch that makes `policy` out of any other; `rise` and `fall` are not settings.
+pub fn from_policy(policy: &Policy) -> PolicyPatch {
+    let text = |duration: Duration| Some(duration::print(duration));
+    let files = policy.tls.as_ref().and_then(|tls| tls.files.as_ref());
+    let path = |path: &PathBuf| path.to_string_lossy().into_owned();
+    PolicyPatch {
+        hosts: Some(policy.hosts.iter().map(ToString::to_string).collect()),
+        path_prefixes: Some(policy.path_prefixes.iter().map(ToString::to_string).collect()),
+        strip_path_prefix: Some(policy.strip_path_prefix),
+        canonical_host: Some(optional(policy.canonical_host.as_ref())),
+        tls: Some(policy.tls.is_some()),
+        tls_redirect: policy.tls.as_ref().map(|tls| tls.redirect),
+        tls_certificate_path: files.map(|files| path(&files.certificate)),
+        tls_private_key_path: files.map(|files| path(&files.private_key)),
+        health_check_path: Some(policy.gate.path.clone()),
+        health_check_port: Some(policy.gate.port.unwrap_or(0)),
+        health_check_host: Some(optional(policy.gate.host.as_ref())),
+        health_check_interval: text(policy.gate.interval),
+        health_check_timeout: text(policy.gate.timeout),
+        deploy_timeout: text(policy.gate.deploy_timeout),
+        drain_timeout: text(policy.timeouts.drain),
+        socket_drain_timeout: text(policy.timeouts.socket_drain),
+        bake: text(policy.timeouts.bake),
+        connect_timeout: text(policy.timeouts.connect),
+        target_timeout: text(policy.timeouts.response_head),
+        body_idle_timeout: text(policy.timeouts.body_idle),
+        max_request_body_bytes: Some(policy.request_body_bytes_max),
+        visitor_header: Some(policy.visitor.header.clone().unwrap_or_default()),
+        visitor_cookie: Some(policy.visitor.cookie.clone().unwrap_or_default()),
+        visitor_set_cookie: Some(policy.visitor.set_cookie),
+    }
+}
+
+pub fn parse_overrides(body: &OverridesBody) -> Result<Overrides, Problem> {
+    let pair = |field: &'static str| {
+        move |text: &String| {
+            let parts = text.split_once('=').filter(|(name, _)| is_token(name));
+            let (name, value) = parts.ok_or_else(|| {
+                let message = format!("`{text}` is not an override: write `NAME=VALUE`, such as `x-canary=1`");
+                invalid(field, message)
+            })?;
+            Ok((name.to_owned(), value.to_owned()))
+        }
+    };
+    let headers = body.headers.iter().map(pair("overrides.headers"));
+    let lower = headers.map(|row| row.map(|(name, value): (String, String)| (name.to_ascii_lowercase(), value)));
+    let network = |text: &String| {
+        // A bare address is a network of one.
+        let parsed = text.parse().or_else(|_| text.parse::<std::net::IpAddr>().map(ipnet::IpNet::from));
+        parsed.map_err(|_| {
+            let message = format!("`{text}` is not a network: write an address or CIDR, such as `10.0.0.0/8`");
+            invalid("overrides.networks", message)
+        })
+    };
+    Ok(Overrides {
+        headers: lower.collect::<Result<_, _>>()?,
+        cookies: body.cookies.iter().map(pair("overrides.cookies")).collect::<Result<_, _>>()?,
+        networks: body.networks.iter().map(network).collect::<Result<_, _>>()?,
+        visitors: body.visitors.clone(),
+    })
+}
+
+pub fn print_overrides(overrides: &Overrides) -> OverridesBody {
+    let pair = |(name, value): &(String, String)| format!("{name}={value}");
+    OverridesBody {
+        headers: overrides.headers.iter().map(pair).collect(),
+        cookies: overrides.cookies.iter().map(pair).collect(),
+        networks: overrides.networks.iter().map(ToString::to_string).collect(),
+        visitors: overrides.visitors.clone(),
+    }
+}
+
+fn apply_routes(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Problem> {
+    if let Some(hosts) = &patch.hosts {
+        policy.hosts = parse_all::<HostPattern>("hosts", hosts)?;
+    }
+    if let Some(prefixes) = &patch.path_prefixes {
+        policy.path_prefixes = parse_all("path_prefixes", prefixes)?;
+        if policy.path_prefixes.is_empty() {
+            policy.path_prefixes.push(PathPrefix::root());
+        }
+    }
+    set(&mut policy.strip_path_prefix, patch.strip_path_prefix);
+    if let Some(text) = &patch.canonical_host {
+        policy.canonical_host = removable("canonical_host", text)?;
+    }
+    let served = |host: &HostName| {
+        policy.hosts.is_empty() || policy.hosts.iter().any(|pattern| covers(pattern, host))
+    };
+    match &policy.canonical_host {
+        Some(host) if !served(host) => Err(invalid(
+            "canonical_host",
+            format!("`{host}` is not one of the service's hosts, so the redirect would lead nowhere"),
+        )
+        .hint(format!("add `{host}` to the hosts, or leave the canonical host out"))),
+        _ => Ok(()),
+    }
+}
+
+fn covers(pattern: &HostPattern, host: &HostName) -> bool {
+    match pattern {
+        HostPattern::Exact(name) => name == host,
+        HostPattern::Wildcard(domain) => {
+            host.as_str().split_once('.').is_some_and(|(_, parent)| parent == domain.as_str())
+        }
+    }
+}
+
+fn apply_tls(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Problem> {
+    match patch.tls {
+        Some(true) if policy.tls.is_none() => policy.tls = Some(TlsPolicy { redirect: true, files: None }),
+        Some(false) => policy.tls = None,
+        _ => {}
+    }
+    let files = certificate_files(patch)?;
+    let Some(tls) = &mut policy.tls else {
+        let field = match files {
+            Some(Some(_)) => "tls_certificate_path",
+            _ if patch.tls_redirect == Some(true) => "tls_redirect",
+            _ => return Ok(()),
+        };
+        let message = "the service has no TLS, so this would do nothing".to_owned();
+        return Err(invalid(field, message).hint("add `--tls`, or leave this setting out"));
+    };
+    set(&mut tls.redirect, patch.tls_redirect);
+    set(&mut tls.files, files);
+    Ok(())
+}
+
+/// `Some(None)`: they are taken away.
+fn certificate_files(patch: &PolicyPatch) -> Result<Option<Option<CertificateFiles>>, Problem> {
+    let (certificate, private_key) = match (&patch.tls_certificate_path, &patch.tls_private_key_path) {
+        (None, None) => return Ok(None),
+        (Some(certificate), Some(key)) if certificate.is_empty() && key.is_empty() => return Ok(Some(None)),
+        (Some(certificate), Some(key)) => (certificate, key),
+        (Some(_), None) => return Err(alone("tls_certificate_path", "tls_private_key_path")),
+        (None, Some(_)) => return Err(alone("tls_private_key_path", "tls_certificate_path")),
+    };
+    let absolute = |field: &str, text: &str| {
+        let path = PathBuf::from(text);
+        let problem = || invalid(field, format!("`{text}` is not an absolute path; the daemon reads the file"));
+        if path.is_absolute() && !text.contains('\0') { Ok(path) } else { Err(problem()) }
+    };
+    let certificate = absolute("tls_certificate_path", certificate)?;
+    let private_key = absolute("tls_private_key_path", private_key)?;
+    Ok(Some(Some(CertificateFiles { certificate, private_key })))
+}
+
+fn alone(given: &str, missing: &str) -> Problem {
+    invalid(given, format!("`{missing}` is missing: a certificate and its key come together"))
+}
+
+fn apply_gate(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Problem> {
+    let gate = &mut policy.gate;
+    if let Some(path) = &patch.health_check_path {
+        if !path.starts_with('/') || path.len() > 1024 || !path.bytes().all(|b| b.is_ascii_graphic() && b != b'#')
+        {
+            let message = format!("`{path}` is not a path: write one such as `/up`, without blanks");
+            return Err(invalid("health_check_path", message));
+        }
+        gate.path.clone_from(path);
+    }
+    set(&mut gate.port, patch.health_check_port.map(|port| (port != 0).then_some(port)));
+    if let Some(text) = &patch.health_check_host {
+        gate.host = removable("health_check_host", text)?;
+    }
+    positive("health_check_interval", patch.health_check_interval.as_ref(), &mut gate.interval)?;
+    positive("health_check_timeout", patch.health_check_timeout.as_ref(), &mut gate.timeout)?;
+    positive("deploy_timeout", patch.deploy_timeout.as_ref(), &mut gate.deploy_timeout)
+}
+
+fn apply_timeouts(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Problem> {
+    let timeouts = &mut policy.timeouts;
+    bounded("drain_timeout", patch.drain_timeout.as_ref(), &mut timeouts.drain)?;
+    bounded("socket_drain_timeout", patch.socket_drain_timeout.as_ref(), &mut timeouts.socket_drain)?;
+    bounded("bake", patch.bake.as_ref(), &mut timeouts.bake)?;
+    positive("connect_timeout", patch.connect_timeout.as_ref(), &mut timeouts.connect)?;
+    positive("target_timeout", patch.target_timeout.as_ref(), &mut timeouts.response_head)?;
+    positive("body_idle_timeout", patch.body_idle_timeout.as_ref(), &mut timeouts.body_idle)?;
+    set(&mut policy.request_body_bytes_max, patch.max_request_body_bytes);
+    Ok(())
+}
+
+fn apply_visitor(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Problem> {
+    let token = |field: &str, text: &String| match text.as_str() {
+        "" => Ok(None),
+        name if is_token(name) => Ok(Some(name.to_owned())),
+        _ => Err(invalid(field, format!("`{text}` is not a name: write one such as `x-user-id`"))),
+    };
+    if let Some(text) = &patch.visitor_header {
+        policy.visitor.header = token("visitor_header", text)?.map(|name| name.to_ascii_lowercase());
+    }
+    if let Some(text) = &patch.visitor_cookie {
+        policy.visitor.cookie = token("visitor_cookie", text)?;
+    }
+    set(&mut policy.visitor.set_cookie, patch.visitor_set_cookie);
+    Ok(())
+}
+
+/// A token of RFC 9110 §5.6.2: the name of a header or cookie.
+fn is_token(name: &str) -> bool {
+    let mark = |b: u8| b"!#$%&'*+-.^_`|~".contains(&b);
+    (1..=256).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || mark(b))
+}
+
+fn positive(field: &str, text: Option<&String>, into: &mut Duration) -> Result<(), Problem> {
+    let mut parsed = *into;
+    bounded(field, text, &mut parsed)?;
+    if text.is_some() && parsed.is_zero() {
+        return Err(invalid(field, "must be longer than 0s, such as `1s`".to_owned()));
+    }
+    *into = parsed;
+    Ok(())
+}
+
+fn bounded(field: &str, text: Option<&String>, into: &mut Duration) -> Result<(), Problem> {
+    let Some(text) = text else { return Ok(()) };
+    let parsed = duration::parse(text).map_err(|error| invalid(field, error.to_string()))?;
+    if parsed > DURATION_MAX {
+        return Err(invalid(field, format!("`{text}` is too long: at most 24h")));
+    }
+    *into = parsed;
+    Ok(())
+}
+
+fn removable<T: FromStr<Err: ToString>>(field: &str, text: &str) -> Result<Option<T>, Problem> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|error: T::Err| invalid(field, error.to_string()))
+}
+
+/// In the order given, each once.
+fn parse_all<T: FromStr<Err: ToString> + PartialEq>(field: &str, texts: &[String]) -> Result<Vec<T>, Problem> {
+    let mut parsed = Vec::with_capacity(texts.len());
+    for text in texts {
+        let one: T = text.parse().map_err(|error: T::Err| invalid(field, error.to_string()))?;
+        if !parsed.contains(&one) {
+            parsed.push(one);
+        }
+    }
+    Ok(parsed)
+}
+
+fn optional(value: Option<&impl ToString>) -> String {
+    value.map(ToString::to_string).unwrap_or_default()
+}
+
+fn set<T>(place: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *place = value;
+    }
+}
+
+fn invalid(field: &str, message: String) -> Problem {
+    Problem::new(ProblemCode::Invalid, format!("{field}: {message}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    type Set = fn(&mut PolicyPatch);
+
+    #[test]
+    fn what_is_wrong_is_refused_and_named() {
+        let rows: &[(Set, &str)] = &[
+            (|p| p.hosts = Some(vec!["shop test".into()]), "hosts"),
+            (|p| p.path_prefixes = Some(vec!["/a b".into()]), "path_prefixes"),
+            (|p| p.canonical_host = Some("other.test".into()), "canonical_host"),
+            (|p| p.tls_redirect = Some(true), "tls_redirect"),
+            (|p| p.tls_certificate_path = Some("/c.pem".into()), "tls_certificate_path"),
+            (|p| p.tls_private_key_path = Some("/k.pem".into()), "tls_private_key_path"),
+            (|p| p.health_check_path = Some("up".into()), "health_check_path"),
+            (|p| p.health_check_host = Some("a b".into()), "health_check_host"),
+            (|p| p.health_check_interval = Some("0s".into()), "health_check_interval"),
+            (|p| p.health_check_timeout = Some("0".into()), "health_check_timeout"),
+            (|p| p.deploy_timeout = Some("0s".into()), "deploy_timeout"),
+            (|p| p.deploy_timeout = Some("30".into()), "deploy_timeout"),
+            (|p| p.drain_timeout = Some("25h".into()), "drain_timeout"),
+            (|p| p.bake = Some("long".into()), "bake"),
+            (|p| p.connect_timeout = Some("0s".into()), "connect_timeout"),
+            (|p| p.visitor_header = Some("x user".into()), "visitor_header"),
+            (|p| p.visitor_cookie = Some("a=b".into()), "visitor_cookie"),
+        ];
+        for (set, field) in rows {
+            let mut patch = PolicyPatch { hosts: Some(vec!["shop.test".into()]), ..PolicyPatch::default() };
+            set(&mut patch);
+            let problem = apply(&patch, Policy::default()).unwrap_err();
+            assert_eq!(problem.code, ProblemCode::Invalid, "{field}");
+            assert!(problem.message.starts_with(&format!("{field}: ")), "{field}: {}", problem.message);
+        }
+    }
+
+    #[test]
+    fn what_a_patch_leaves_out_stays() {
+        let first = PolicyPatch {
+            hosts: Some(vec!["Shop.test".into(), "shop.test.".into()]),
+            tls: Some(true),
+            bake: Some("0s".into()),
+            ..PolicyPatch::default()
+        };
+        let policy = apply(&first, Policy::default()).unwrap();
+        assert_eq!(policy.hosts.len(), 1, "one host, spelled twice");
+        assert_eq!(policy.tls, Some(TlsPolicy { redirect: true, files: None }));
+        assert_eq!(apply(&PolicyPatch::default(), policy.clone()), Ok(policy.clone()));
+
+        let second = PolicyPatch { hosts: Some(vec![]), tls: Some(false), ..PolicyPatch::default() };
+        let changed = apply(&second, policy).unwrap();
+        assert_eq!((changed.hosts.len(), changed.tls, changed.timeouts.bake), (0, None, Duration::ZERO));
+    }
+
+    #[test]
+    fn overrides_print_what_they_parsed() {
+        let body = OverridesBody {
+            headers: vec!["x-canary=a=b".into()],
+            cookies: vec!["Canary=".into()],
+            networks: vec!["10.0.0.0/8".into(), "2001:db8::/32".into()],
+            visitors: vec!["ann@example.com".into()],
+        };
+        assert_eq!(print_overrides(&parse_overrides(&body).unwrap()), body);
+        for bad in [
+            OverridesBody { headers: vec!["x-canary".into()], ..OverridesBody::default() },
+            OverridesBody { cookies: vec!["=1".into()], ..OverridesBody::default() },
+            OverridesBody { networks: vec!["10.0.0.0/33".into()], ..OverridesBody::default() },
+        ] {
+            assert_eq!(parse_overrides(&bad).unwrap_err().code, ProblemCode::Invalid);
+        }
+    }
+
+    prop_compose! {
+        fn durations()(millis in proptest::array::uniform9(1u64..86_400_000)) -> [Option<String>; 9] {
+            millis.map(|millis| Some(duration::print(Duration::from_millis(millis))))
+        }
+    }
+
+    prop_compose! {
+        fn patches()(
+            hosts in proptest::collection::vec("(\\*\\.)?[a-z]{1,8}\\.test", 0..4),
+            prefixes in proptest::collection::vec("/[a-z]{1,8}", 0..3),
+            flags in proptest::array::uniform4(any::<bool>()),
+            durations in durations(),
+            files in proptest::option::of("/[a-z]{1,8}"),
+            token in "[a-z-]{0,8}",
+            number in any::<u16>(),
+        ) -> PolicyPatch {
+            let [interval, timeout, deploy, drain, socket_drain, bake, connect, head, idle] = durations;
+            let files = files.filter(|_| flags[1]);
+            PolicyPatch {
+                hosts: Some(hosts),
+                path_prefixes: Some(prefixes),
+                strip_path_prefix: Some(flags[0]),
+                canonical_host: None,
+                tls: Some(flags[1]),
+                tls_redirect: Some(flags[1] && flags[2]),
+                tls_certificate_path: files.clone(),
+                tls_private_key_path: files,
+                health_check_path: Some("/up?full=1".into()),
+                health_check_port: Some(number),
+                health_check_host: Some(if flags[2] { "probe.test".into() } else { String::new() }),
+                health_check_interval: interval,
+                health_check_timeout: timeout,
+                deploy_timeout: deploy,
+                drain_timeout: drain,
+                socket_drain_timeout: socket_drain,
+                bake,
+                connect_timeout: connect,
+                target_timeout: head,
+                body_idle_timeout: idle,
+                max_request_body_bytes: Some(u64::from(number)),
+                visitor_header: Some(token.clone()),
+                visitor_cookie: Some(token),
+                visitor_set_cookie: Some(flags[3]),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_policy_becomes_text_and_the_same_policy_again(patch in patches()) {
+            let policy = apply(&patch, Policy::default()).unwrap();
+            prop_assert_eq!(apply(&from_policy(&policy), Policy::default()), Ok(policy));
+        }
+
+        #[test]
+        fn no_text_panics(text in "\\PC{0,30}") {
+            for field in ["hosts", "path_prefixes"] {
+                let json = serde_json::json!({ field: [text.clone()] });
+                let _ = apply(&serde_json::from_value(json).unwrap(), Policy::default());
+            }
+            for field in ["canonical_host", "health_check_path", "health_check_host", "bake", "visitor_header"] {
+                let json = serde_json::json!({ field: text.clone() });
+                let _ = apply(&serde_json::from_value(json).unwrap(), Policy::default());
+            }
+        }
+    }
+}
