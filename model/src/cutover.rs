@@ -170,7 +170,11 @@ impl Cutover {
             *open = true;
         }
         let all = self.open.iter().all(|open| *open);
-        if all && self.phase == Phase::Gating { self.go(Phase::Warming, Action::Warm) } else { Action::Nothing }
+        if all && self.phase == Phase::Gating {
+            self.go(Phase::Warming, Action::Warm)
+        } else {
+            Action::Nothing
+        }
     }
 
     fn switched(&mut self, now: Duration) -> Action {
@@ -366,7 +370,12 @@ mod tests {
     fn variants_end_early() {
         for (name, plan, events, want) in [
             ("first deploy", Plan { replaces: false, ..PLAN }, &[Event::Switched][..], Phase::Committed),
-            ("no bake", Plan { bake: Duration::ZERO, ..PLAN }, &[Event::Switched, Event::Drained], Phase::Committed),
+            (
+                "no bake",
+                Plan { bake: Duration::ZERO, ..PLAN },
+                &[Event::Switched, Event::Drained],
+                Phase::Committed,
+            ),
             ("not stored", PLAN, &[Event::SwitchFailed], Phase::Aborted),
         ] {
             let mut cutover = Cutover::planned(plan);
@@ -389,7 +398,11 @@ mod tests {
             (1_000, 201, true),
             (u64::MAX, u64::MAX, false),
         ] {
-            assert_eq!(bake_fails(Totals { requests, gateway_errors }), fails, "{gateway_errors} of {requests}");
+            assert_eq!(
+                bake_fails(Totals { requests, gateway_errors }),
+                fails,
+                "{gateway_errors} of {requests}"
+            );
         }
     }
 

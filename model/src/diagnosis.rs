@@ -4,9 +4,9 @@
 
 use std::time::Duration;
 
-pub use crate::probe::{Answer, ProbeOutcome, Protocol};
 use crate::duration;
 use crate::probe;
+pub use crate::probe::{Answer, ProbeOutcome, Protocol};
 use crate::protocol::DiagnosisBody;
 use crate::service::GatePolicy;
 use crate::signatures::{NEVER_PROBED, SIGNATURES};
@@ -138,7 +138,8 @@ impl Timeline {
     /// The cause, and whether its time is up.
     fn signature(&self, subject: &Subject<'_>) -> (&'static Signature, bool) {
         let Some(last) = self.seen.last() else { return (&NEVER_PROBED, false) };
-        let found = SIGNATURES.iter().find(|signature| self.matches(signature.pattern, &last.outcome, subject));
+        let found =
+            SIGNATURES.iter().find(|signature| self.matches(signature.pattern, &last.outcome, subject));
         let signature = found.unwrap_or(&NEVER_PROBED);
         (signature, signature.hopeless_after.is_some_and(|times| last.count >= times))
     }
@@ -182,7 +183,8 @@ impl Location {
         url.is_some_and(|url| {
             let (authority, path) = url.split_at(url.find('/').unwrap_or(url.len()));
             let asked = subject.gate.path.split('?').next();
-            host_name(authority).eq_ignore_ascii_case(host_name(subject.host)) && path.split('?').next() == asked
+            host_name(authority).eq_ignore_ascii_case(host_name(subject.host))
+                && path.split('?').next() == asked
         })
     }
 }
@@ -342,7 +344,8 @@ mod tests {
             first.push(last);
             first
         };
-        let pending = "<h1>ActiveRecord::PendingMigrationError</h1><div>Migrations are pending. Run bin/rails</div>";
+        let pending =
+            "<h1>ActiveRecord::PendingMigrationError</h1><div>Migrations are pending. Run bin/rails</div>";
         let three = |outcome: ProbeOutcome| vec![outcome; 3];
         for (outcomes, id, hopeless, says) in [
             (vec![], "never_probed", false, "30s"),
@@ -351,7 +354,12 @@ mod tests {
             (vec![ProbeOutcome::Closed; 9], "closed", false, "closes"),
             (vec![ProbeOutcome::ConnectTimeout], "connect_timeout", false, "did not take a connection"),
             (vec![silent(); 9], "no_answer", false, "no answer within 2s"),
-            (vec![ProbeOutcome::Unreachable("permission denied".into())], "unreachable", false, "permission denied"),
+            (
+                vec![ProbeOutcome::Unreachable("permission denied".into())],
+                "unreachable",
+                false,
+                "permission denied",
+            ),
             (three(ProbeOutcome::Tls), "tls_on_port", true, "speaks TLS"),
             (three(ProbeOutcome::NotHttp(Protocol::Http2)), "http2_only", true, "HTTP/2"),
             (three(ProbeOutcome::NotHttp(Protocol::Named("SSH"))), "wrong_protocol", true, "but SSH"),
@@ -361,14 +369,24 @@ mod tests {
             (three(redirect("https://shop.test/login")), "redirect", true, "/login"),
             (three(redirect("/users/sign_in")), "redirect", true, "/users/sign_in"),
             (three(answer(302, "")), "redirect", true, "nowhere"),
-            (three(answer(403, "<h1>Blocked host: shop.test</h1>")), "blocked_host", true, "`Host: shop.test`"),
+            (
+                three(answer(403, "<h1>Blocked host: shop.test</h1>")),
+                "blocked_host",
+                true,
+                "`Host: shop.test`",
+            ),
             (three(answer(403, "")), "blocked_host", true, "empty 403"),
             (three(answer(403, "<h1>Members only</h1>")), "auth_required", true, "Members only"),
             (three(answer(401, "HTTP Basic: Access denied.")), "auth_required", true, "401"),
             (three(answer(404, "<h1>Routing Error</h1>")), "not_found", true, "404"),
             (vec![answer(500, pending); 4], "pending_migration", false, "PendingMigrationError"),
             (vec![answer(500, pending); 5], "pending_migration", true, "PendingMigrationError"),
-            (vec![answer(500, "<title>We're sorry (500)</title>"); 99], "server_error", false, "We're sorry (500)"),
+            (
+                vec![answer(500, "<title>We're sorry (500)</title>"); 99],
+                "server_error",
+                false,
+                "We're sorry (500)",
+            ),
             (vec![answer(500, "")], "server_error", false, "an empty page"),
             (vec![answer(502, "")], "inner_proxy", false, "Thruster"),
             (vec![answer(503, "booting"); 99], "slow_boot", false, "still answered 503"),
@@ -379,7 +397,12 @@ mod tests {
             (then(refused(), answer(404, "")), "not_found", false, "404"),
             (then(vec![silent(); 5], ProbeOutcome::Refused), "refused", false, "nothing listens"),
             (vec![answer(200, ""), ProbeOutcome::Refused], "crashed", false, "stopped listening"),
-            (vec![answer(404, ""), answer(404, ""), ProbeOutcome::Refused, answer(404, "")], "not_found", false, "404"),
+            (
+                vec![answer(404, ""), answer(404, ""), ProbeOutcome::Refused, answer(404, "")],
+                "not_found",
+                false,
+                "404",
+            ),
         ] {
             let got = diagnosed(&outcomes);
             assert_eq!((got.id, got.hopeless), (id, hopeless), "{outcomes:?}");
@@ -408,14 +431,26 @@ mod tests {
     #[test]
     fn every_place_of_every_signature_is_filled() {
         const NAMES: [&str; 13] = [
-            "target", "port", "host", "host_name", "path", "deploy_timeout", "longer_timeout", "waited", "protocol",
-            "detail", "status", "location", "headline",
+            "target",
+            "port",
+            "host",
+            "host_name",
+            "path",
+            "deploy_timeout",
+            "longer_timeout",
+            "waited",
+            "protocol",
+            "detail",
+            "status",
+            "location",
+            "headline",
         ];
         for signature in SIGNATURES.iter().chain([&NEVER_PROBED]) {
             for text in [signature.verdict, signature.hint] {
                 for (at, _) in text.match_indices('{') {
                     let name = text[at + 1..].split('}').next().unwrap_or("");
-                    let looks_like_a_name = !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+                    let looks_like_a_name =
+                        !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
                     assert!(!looks_like_a_name || NAMES.contains(&name), "{}: {{{name}}}", signature.id);
                 }
             }
@@ -427,7 +462,8 @@ mod tests {
         let mut outcomes = vec![ProbeOutcome::Refused; 12];
         outcomes.extend([silent(), answer(503, ""), answer(503, "")]);
         assert_eq!(diagnosed(&outcomes).timeline, ["connection refused ×12", "no answer", "503 ×2"]);
-        let flapping: Vec<_> = (0..100).map(|i| if i % 2 == 0 { ProbeOutcome::Refused } else { silent() }).collect();
+        let flapping: Vec<_> =
+            (0..100).map(|i| if i % 2 == 0 { ProbeOutcome::Refused } else { silent() }).collect();
         let lines = diagnosed(&flapping).timeline;
         assert_eq!((lines.len(), lines[1].as_str()), (SEEN_MAX + 1, "… ×68"));
     }
@@ -447,12 +483,11 @@ mod tests {
             text().prop_map(ProbeOutcome::Unreachable),
             text().prop_map(|first| ProbeOutcome::NotHttp(Protocol::Unknown(first))),
             (any::<u64>()).prop_map(|ms| ProbeOutcome::Timeout { after: Duration::from_millis(ms) }),
-            (0u16..1000, proptest::option::of(text()), proptest::collection::vec(any::<u8>(), 0..4000)).prop_map(
-                |(status, location, body)| {
+            (0u16..1000, proptest::option::of(text()), proptest::collection::vec(any::<u8>(), 0..4000))
+                .prop_map(|(status, location, body)| {
                     let body_head = String::from_utf8_lossy(&body).into_owned();
                     ProbeOutcome::Answer(Answer { status, location, body_head, ..Answer::default() })
-                }
-            ),
+                }),
         ]
     }
 

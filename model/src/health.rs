@@ -127,7 +127,9 @@ impl Health {
                 (State::Probing, Action::Nothing)
             }
             (State::Warming, Event::Warmed) => (State::Ready, Action::OpenGate),
-            (State::Ready | State::Draining | State::Held, Event::Admitted) => (State::Serving, Action::Admit),
+            (State::Ready | State::Draining | State::Held, Event::Admitted) => {
+                (State::Serving, Action::Admit)
+            }
             (State::Serving | State::Suspect, Event::ProbeFailed | Event::NotListening)
                 if fallen && !alone =>
             {
@@ -247,8 +249,9 @@ fn is_eligible(state: State) -> bool {
 ///
 /// Never empty while there are targets: trying a sick one beats answering nobody.
 pub fn eligible(states: &[State]) -> Vec<usize> {
-    let those =
-        |wanted: fn(State) -> bool| -> Vec<usize> { (0..states.len()).filter(|i| wanted(states[*i])).collect() };
+    let those = |wanted: fn(State) -> bool| -> Vec<usize> {
+        (0..states.len()).filter(|i| wanted(states[*i])).collect()
+    };
     let rules: [fn(State) -> bool; 3] =
         [is_eligible, |state| !matches!(state, State::Retired | State::Failed), |_| true];
     rules.into_iter().map(those).find(|found| !found.is_empty()).unwrap_or_default()
@@ -383,7 +386,11 @@ mod tests {
             (State::Probing, Event::GaveUp, Action::Stop),
             (State::Serving, Event::Retired, Action::Nothing),
         ] {
-            assert_eq!(in_state(state).step(event, Duration::ZERO, &gate, false), want, "{state:?} × {event:?}");
+            assert_eq!(
+                in_state(state).step(event, Duration::ZERO, &gate, false),
+                want,
+                "{state:?} × {event:?}"
+            );
         }
     }
 

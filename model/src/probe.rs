@@ -19,7 +19,9 @@ pub enum ProbeOutcome {
     /// No connection within its deadline.
     ConnectTimeout,
     /// Connected, but no response head within `after`.
-    Timeout { after: Duration },
+    Timeout {
+        after: Duration,
+    },
     /// The connection ended in order, without a byte of answer.
     Closed,
     /// The port speaks TLS.
@@ -273,7 +275,9 @@ mod tests {
         ] {
             assert_eq!(outcome.to_string(), want, "{outcome:?}");
         }
-        for (status, passes) in [(199, false), (200, true), (204, true), (299, true), (300, false), (404, false)] {
+        for (status, passes) in
+            [(199, false), (200, true), (204, true), (299, true), (300, false), (404, false)]
+        {
             assert_eq!(answer(status, None).passed(), passes, "{status}");
         }
     }

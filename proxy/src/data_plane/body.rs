@@ -1,6 +1,6 @@
 //! Bodies on their way through: counted, limited, watched for stalls, and tied to what they hold.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -155,32 +155,31 @@ pub struct TargetBody {
     idle: Option<Duration>,
     timer: StallTimer,
     /// Goes back to the pool at a clean end, and is closed at any other.
-    lease: RefCell<Option<Lease>>,
+    lease: Option<Lease>,
     /// An event stream is closed when its release ends.
     farewell: Option<Farewell>,
     _in_flight: InFlight,
 }
 
 impl TargetBody {
-    /// `idle`: how long the target may be silent; event streams may be silent for as long as they like.
+    /// `idle`: how long the target may be silent. A body with a `farewell` is an event stream: it may be
+    /// silent for as long as it likes, and ends when its release does.
     pub fn new(
         inner: Incoming,
         idle: Duration,
         lease: Lease,
         in_flight: InFlight,
-        event_stream: bool,
+        farewell: Option<Farewell>,
     ) -> Self {
-        let (in_flight, farewell, idle) = if event_stream {
-            let farewell = Farewell::new(in_flight.release().ending());
-            (in_flight.into_socket(), Some(farewell), None)
-        } else {
-            (in_flight, None, Some(idle))
+        let (in_flight, idle) = match farewell {
+            Some(_) => (in_flight.into_socket(), None),
+            None => (in_flight, Some(idle)),
         };
-        let body = Self {
+        let mut body = Self {
             inner,
             idle,
             timer: StallTimer::default(),
-            lease: Some(lease).into(),
+            lease: Some(lease),
             farewell,
             _in_flight: in_flight,
         };
@@ -190,8 +189,8 @@ impl TargetBody {
         body
     }
 
-    fn give_back(&self) {
-        if let Some(lease) = self.lease.borrow_mut().take() {
+    fn give_back(&mut self) {
+        if let Some(lease) = self.lease.take() {
             lease.give_back();
         }
     }

@@ -213,9 +213,9 @@ async fn forward(
         let client = client_upgrade.ok_or(Reason::UpstreamProtocol)?;
         return Ok(switch_protocols(response, client, in_flight, facts));
     }
-    let event_stream = is_event_stream(response.headers());
+    let farewell = is_event_stream(response.headers()).then(|| Farewell::new(in_flight.release(), worker));
     let mut response = response.map(|body| {
-        AnswerBody::Target(TargetBody::new(body, policy.timeouts.body_idle, lease, in_flight, event_stream))
+        AnswerBody::Target(TargetBody::new(body, policy.timeouts.body_idle, lease, in_flight, farewell))
     });
     clean_response(response.headers_mut());
     if let Some(id) = &plan.visitor_cookie {
@@ -342,7 +342,7 @@ fn switch_protocols(
     facts: &Rc<Facts>,
 ) -> Response<AnswerBody> {
     let target = hyper::upgrade::on(&mut response);
-    let farewell = Farewell::new(in_flight.release().ending());
+    let farewell = Farewell::new(in_flight.release(), &facts.connection.worker);
     let held = (in_flight.into_socket(), Rc::clone(facts));
     facts.connection.worker.tasks.spawn_local(async move {
         let (Ok(client), Ok(target)) = tokio::join!(client, target) else { return };

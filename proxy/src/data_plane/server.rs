@@ -43,7 +43,11 @@ const HTTP2_CONNECTION_WINDOW: u32 = 1024 * 1024;
 pub async fn serve_plain(worker: Rc<Worker>, mut stream: TcpStream, accepted: Accepted) {
     let mut prefix = BytesMut::new();
     let limit = worker.config.limits.keep_alive_timeout;
-    match timeout(limit, speaks_http2(&mut stream, &mut prefix)).await {
+    let told = tokio::select! {
+        () = worker.shutdown.cancelled() => return,
+        told = timeout(limit, speaks_http2(&mut stream, &mut prefix)) => told,
+    };
+    match told {
         Ok(Ok(true)) => serve_http2(worker, stream, prefix, accepted, None).await,
         Ok(Ok(false)) => serve_http1(worker, stream, prefix, accepted, None).await,
         // Gone or silent before its first byte.

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use crate::release::Ending;
+use super::worker::Worker;
+use crate::release::{Ending, Release};
 
 /// Close code 1012, "service restart" (IANA WebSocket close code registry): clients reconnect.
 const SERVICE_RESTART: [u8; 4] = [0x88, 0x02, 0x03, 0xf4];
@@ -23,8 +25,11 @@ pub struct Farewell {
 }
 
 impl Farewell {
-    pub fn new(mut ending: watch::Receiver<Ending>) -> Self {
-        Self { wait: Box::pin(async move { wait_for_end(&mut ending).await }) }
+    pub fn new(release: &Release, worker: &Worker) -> Self {
+        let (ending, shutdown) = (release.ending(), worker.shutdown.clone());
+        // The process's own end is spread too, and leaves time to say goodbye.
+        let shutdown_window = worker.config.shutdown_timeout / 2;
+        Self { wait: Box::pin(wait_for_end(ending, shutdown, shutdown_window)) }
     }
 
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -36,27 +41,23 @@ impl Farewell {
     }
 }
 
-async fn wait_for_end(ending: &mut watch::Receiver<Ending>) {
-    let mut moment: Option<Pin<Box<Sleep>>> = None;
-    loop {
-        match *ending.borrow_and_update() {
-            Ending::Cut => return,
-            Ending::Draining { sockets_until } if moment.is_none() => {
-                let left = sockets_until.saturating_duration_since(Instant::now());
-                moment = Some(Box::pin(tokio::time::sleep(left.mul_f64(random_share()))));
-            }
-            Ending::Draining { .. } | Ending::Serving => {}
-        }
-        let at_moment = async {
-            match &mut moment {
-                Some(moment) => moment.await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = at_moment => return,
-            changed = ending.changed() => if changed.is_err() { return },
-        }
+async fn wait_for_end(
+    mut ending: watch::Receiver<Ending>,
+    shutdown: CancellationToken,
+    shutdown_window: Duration,
+) {
+    let told = ending.wait_for(|ending| *ending != Ending::Serving);
+    let until = tokio::select! {
+        told = told => match told.map(|ending| *ending) {
+            Ok(Ending::Draining { sockets_until }) => sockets_until,
+            Ok(Ending::Serving | Ending::Cut) | Err(_) => return,
+        },
+        () = shutdown.cancelled() => Instant::now() + shutdown_window,
+    };
+    let moment = until.saturating_duration_since(Instant::now()).mul_f64(random_share());
+    tokio::select! {
+        () = tokio::time::sleep(moment) => {}
+        _ = ending.wait_for(|ending| *ending == Ending::Cut) => {}
     }
 }
 
@@ -281,6 +282,10 @@ mod tests {
         }
     }
 
+    fn farewell(ending: watch::Receiver<Ending>) -> Farewell {
+        Farewell { wait: Box::pin(wait_for_end(ending, CancellationToken::new(), Duration::ZERO)) }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_ending_release_closes_its_sockets_between_frames() {
         let (mut browser, client) = tokio::io::duplex(1 << 20);
@@ -298,7 +303,7 @@ mod tests {
             browser.read_to_end(&mut got).await.unwrap();
             (got, message)
         };
-        let (carried, (got, message)) = tokio::join!(tunnel(client, target, Farewell::new(seen)), talk);
+        let (carried, (got, message)) = tokio::join!(tunnel(client, target, farewell(seen)), talk);
         assert_eq!(got, [message.as_slice(), &SERVICE_RESTART].concat());
         assert_eq!(carried.to_client, message.len() as u64);
     }
@@ -318,7 +323,7 @@ mod tests {
             assert_eq!(browser.read(&mut four).await.unwrap(), 0);
             four
         };
-        let (carried, last) = tokio::join!(tunnel(client, target, Farewell::new(seen)), talk);
+        let (carried, last) = tokio::join!(tunnel(client, target, farewell(seen)), talk);
         assert_eq!((last, carried), (*b"pong", Carried { from_client: 4, to_client: 4 }));
     }
 }

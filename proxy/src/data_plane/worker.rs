@@ -26,6 +26,7 @@ pub struct Worker {
     pub log: AccessLog,
     pub pool: Pool,
     pub retries: RetryBudget,
+    /// Clients' connections and tunnels: the worker ends when they have.
     pub tasks: TaskTracker,
     /// Stop taking requests, finish those in flight.
     pub shutdown: CancellationToken,
@@ -48,7 +49,6 @@ pub struct Setup {
 
 impl Worker {
     fn new(index: usize, setup: Setup) -> Rc<Self> {
-        let tasks = TaskTracker::new();
         Rc::new(Self {
             index,
             tls: tls::server_config(setup.published.clone()),
@@ -56,9 +56,9 @@ impl Worker {
             published: setup.published,
             metrics: setup.metrics,
             log: AccessLog::new(setup.log),
-            pool: Pool::new(tasks.clone()),
+            pool: Pool::default(),
             retries: RetryBudget::default(),
-            tasks,
+            tasks: TaskTracker::new(),
             shutdown: setup.shutdown,
             https_port: setup.https_port,
             turn: Cell::new(index),

@@ -44,18 +44,15 @@ struct Idle {
     since: Instant,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Pool {
     idle: Rc<RefCell<HashMap<u64, Vec<Idle>>>>,
+    /// The tasks that drive connections. Nobody waits for them at shutdown: an idle one is of no use then,
+    /// and a busy one is held by its request.
     tasks: TaskTracker,
 }
 
 impl Pool {
-    /// `tasks` owns the tasks that drive connections.
-    pub fn new(tasks: TaskTracker) -> Self {
-        Self { idle: Rc::default(), tasks }
-    }
-
     /// The connection to `target` that was used last and still lives.
     pub fn take(&self, target: u64) -> Option<Lease> {
         let now = Instant::now();

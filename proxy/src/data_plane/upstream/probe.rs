@@ -50,7 +50,11 @@ pub async fn probe(endpoint: &Endpoint, gate: &GatePolicy, host: &str, timeout: 
     };
     match seen {
         Seen::Answer(answer) if is_plain_http_refused(&answer) => {
-            if detect::speaks_tls(&endpoint).await { ProbeOutcome::Tls } else { ProbeOutcome::Answer(answer) }
+            if detect::speaks_tls(&endpoint).await {
+                ProbeOutcome::Tls
+            } else {
+                ProbeOutcome::Answer(answer)
+            }
         }
         Seen::Answer(answer) => ProbeOutcome::Answer(answer),
         Seen::Nothing => ProbeOutcome::Timeout { after: timeout },
@@ -208,3 +212,6 @@ async fn broken(endpoint: &Endpoint, trace: &Trace) -> ProbeOutcome {
         (None, _) => ProbeOutcome::Closed,
     }
 }
+
+#[cfg(test)]
+mod tests;
