@@ -65,19 +65,22 @@ pub fn parse_overrides(body: &OverridesBody) -> Result<Overrides, Problem> {
         move |text: &String| {
             let parts = text.split_once('=').filter(|(name, _)| is_token(name));
             let (name, value) = parts.ok_or_else(|| {
-                let message = format!("`{text}` is not an override: write `NAME=VALUE`, such as `x-canary=1`");
+                let message =
+                    format!("`{text}` is not an override: write `NAME=VALUE`, such as `x-canary=1`");
                 invalid(field, message)
             })?;
             Ok((name.to_owned(), value.to_owned()))
         }
     };
     let headers = body.headers.iter().map(pair("overrides.headers"));
-    let lower = headers.map(|row| row.map(|(name, value): (String, String)| (name.to_ascii_lowercase(), value)));
+    let lower =
+        headers.map(|row| row.map(|(name, value): (String, String)| (name.to_ascii_lowercase(), value)));
     let network = |text: &String| {
         // A bare address is a network of one.
         let parsed = text.parse().or_else(|_| text.parse::<std::net::IpAddr>().map(ipnet::IpNet::from));
         parsed.map_err(|_| {
-            let message = format!("`{text}` is not a network: write an address or CIDR, such as `10.0.0.0/8`");
+            let message =
+                format!("`{text}` is not a network: write an address or CIDR, such as `10.0.0.0/8`");
             invalid("overrides.networks", message)
         })
     };
@@ -113,9 +116,8 @@ fn apply_routes(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Problem>
     if let Some(text) = &patch.canonical_host {
         policy.canonical_host = removable("canonical_host", text)?;
     }
-    let served = |host: &HostName| {
-        policy.hosts.is_empty() || policy.hosts.iter().any(|pattern| covers(pattern, host))
-    };
+    let served =
+        |host: &HostName| policy.hosts.is_empty() || policy.hosts.iter().any(|pattern| covers(pattern, host));
     match &policy.canonical_host {
         Some(host) if !served(host) => Err(invalid(
             "canonical_host",
@@ -167,7 +169,8 @@ fn certificate_files(patch: &PolicyPatch) -> Result<Option<Option<CertificateFil
     };
     let absolute = |field: &str, text: &str| {
         let path = PathBuf::from(text);
-        let problem = || invalid(field, format!("`{text}` is not an absolute path; the daemon reads the file"));
+        let problem =
+            || invalid(field, format!("`{text}` is not an absolute path; the daemon reads the file"));
         if path.is_absolute() && !text.contains('\0') { Ok(path) } else { Err(problem()) }
     };
     let certificate = absolute("tls_certificate_path", certificate)?;
@@ -182,7 +185,9 @@ fn alone(given: &str, missing: &str) -> Problem {
 fn apply_gate(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Problem> {
     let gate = &mut policy.gate;
     if let Some(path) = &patch.health_check_path {
-        if !path.starts_with('/') || path.len() > 1024 || !path.bytes().all(|b| b.is_ascii_graphic() && b != b'#')
+        if !path.starts_with('/')
+            || path.len() > 1024
+            || !path.bytes().all(|b| b.is_ascii_graphic() && b != b'#')
         {
             let message = format!("`{path}` is not a path: write one such as `/up`, without blanks");
             return Err(invalid("health_check_path", message));
@@ -260,7 +265,10 @@ fn removable<T: FromStr<Err: ToString>>(field: &str, text: &str) -> Result<Optio
 }
 
 /// In the order given, each once.
-fn parse_all<T: FromStr<Err: ToString> + PartialEq>(field: &str, texts: &[String]) -> Result<Vec<T>, Problem> {
+fn parse_all<T: FromStr<Err: ToString> + PartialEq>(
+    field: &str,
+    texts: &[String],
+) -> Result<Vec<T>, Problem> {
     let mut parsed = Vec::with_capacity(texts.len());
     for text in texts {
         let one: T = text.parse().map_err(|error: T::Err| invalid(field, error.to_string()))?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
 
+use model::canary::FleetSecret;
 use model::protocol::Listeners;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -51,11 +52,11 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
             state_dir: config.state_dir.clone(),
             workers: config.workers,
             groups: config.groups.clone(),
-            fleet_secret: config.fleet_secret.clone(),
+            fleet_secret: config.fleet_secret.as_ref().map(|secret| FleetSecret::new(secret.as_bytes())),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
         },
         published.clone(),
         Arc::clone(&metrics),
-        shutdown.clone(),
     )
     .await?;
 
@@ -79,7 +80,7 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
     let served = {
         let _stop_the_rest = shutdown.clone().drop_guard();
         tokio::select! {
-            served = control.serve(listeners) => served.map_err(AppError::from),
+            served = control.serve(listeners, shutdown.clone()) => served.map_err(AppError::from),
             () = metrics_server::serve(metrics_socket, metrics) => Ok(()),
             () = signals => Ok(()),
         }

@@ -4,8 +4,11 @@
 //! telemetry → model`. See `docs/ARCHITECTURE.md`.
 
 pub mod adapters;
+pub mod app;
 pub mod config;
+pub mod control_plane;
 pub mod data_plane;
+pub mod metrics_server;
 pub mod release;
 pub mod snapshot;
 pub mod telemetry;

@@ -28,6 +28,8 @@ use self::recording::{End, Recording, Trace};
 use crate::release::Endpoint;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Who has said nothing for so long is asked whether it speaks TLS.
+const SILENCE: Duration = Duration::from_secs(2);
 /// The body is read for the diagnosis only; it gets no more of the probe's time than this.
 const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Rails's error pages say what is wrong after 5 KiB of style; `model::probe::body_head` keeps 2 KiB of words.
@@ -45,7 +47,15 @@ pub async fn probe(endpoint: &Endpoint, gate: &GatePolicy, host: &str, timeout: 
     let started = Instant::now();
     let deadline = started + timeout;
     let seen = match connect(&endpoint, deadline.min(started + CONNECT_TIMEOUT)).await {
-        Ok(stream) => exchange(stream, request, started, deadline).await,
+        Ok(stream) => {
+            let mut exchange = std::pin::pin!(exchange(stream, request, started, deadline));
+            match timeout_at(deadline.min(started + SILENCE), exchange.as_mut()).await {
+                Ok(seen) => seen,
+                // Puma with an `ssl://` bind takes a plain request and never says a word.
+                Err(_) if detect::speaks_tls(&endpoint).await => return ProbeOutcome::Tls,
+                Err(_) => exchange.await,
+            }
+        }
         Err(outcome) => return outcome,
     };
     match seen {
@@ -207,6 +217,7 @@ async fn broken(endpoint: &Endpoint, trace: &Trace) -> ProbeOutcome {
             ProbeOutcome::NotHttp(Protocol::Unknown(first))
         }
         _ if detect::speaks_tls(endpoint).await => ProbeOutcome::Tls,
+        _ if detect::speaks_redis(endpoint).await => ProbeOutcome::NotHttp(Protocol::Named("Redis")),
         _ if detect::speaks_http2(endpoint).await => ProbeOutcome::NotHttp(Protocol::Http2),
         (None, End::Reset) => ProbeOutcome::Reset,
         (None, _) => ProbeOutcome::Closed,

@@ -1,4 +1,4 @@
-//! What speaks on a port that did not answer a plain request: TLS, or HTTP/2 alone? Each is asked in its own
+//! What speaks on a port that did not answer a plain request: TLS, Redis, or HTTP/2 alone? Each is asked in its own
 //! words, over a connection of its own, for at most a second.
 
 use std::sync::{Arc, OnceLock};
@@ -50,6 +50,20 @@ fn config() -> Option<Arc<ClientConfig>> {
         Some(Arc::new(config))
     };
     CONFIG.get_or_init(build).clone()
+}
+
+/// Redis hangs up without a word on what looks like HTTP (against cross-protocol scripting), and answers a
+/// command of its own.
+pub(super) async fn speaks_redis(endpoint: &Endpoint) -> bool {
+    let deadline = Instant::now() + TIMEOUT;
+    let asking = async {
+        let mut stream = super::connect(endpoint, deadline).await.ok()?;
+        stream.write_all(b"PING\r\n").await.ok()?;
+        let mut first = [0; b"-NOAUTH".len()];
+        stream.read_exact(&mut first).await.ok()?;
+        Some(&first == b"+PONG\r\n" || guess_protocol(&first) == Some(Protocol::Named("Redis")))
+    };
+    timeout_at(deadline, asking).await.ok().flatten().unwrap_or(false)
 }
 
 pub(super) async fn speaks_http2(endpoint: &Endpoint) -> bool {

@@ -1,0 +1,7 @@
+//! What lies outside the process, each behind one module that speaks our words: files, accounts.
+
+pub mod accounts;
+pub mod certificate;
+pub mod fleet_key;
+pub mod state_dir;
+pub mod state_file;

@@ -1,0 +1,298 @@
+//! The JSON of the state file. Its structs are its own, so that refactoring the model never changes a file.
+
+use model::name::{ReleaseId, ServiceName};
+use model::policy_patch;
+use model::protocol::{OverridesBody, PolicyPatch, Problem};
+use model::service::{Canary, HISTORY_MAX, HistoryEntry, Outcome, Policy, Release, Service};
+use serde::{Deserialize, Serialize};
+
+use super::State;
+
+const VERSION: u32 = 1;
+
+#[derive(Debug, thiserror::Error)]
+pub enum DocumentError {
+    #[error("it has version {found}, but this build reads at most {known}")]
+    TooNew { found: u32, known: u32 },
+    #[error("it is not the JSON of a state file")]
+    Json(#[from] serde_json::Error),
+    #[error("{place} is wrong: {message}")]
+    Value { place: String, message: String },
+}
+
+/// Read first and alone: what else a newer version holds is unknown.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    version: u32,
+    generation: u64,
+    services: Vec<ServiceDocument>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServiceDocument {
+    name: String,
+    policy: PolicyPatch,
+    stable: ReleaseDocument,
+    canary: Option<CanaryDocument>,
+    held: Option<ReleaseDocument>,
+    /// Newest first.
+    history: Vec<HistoryDocument>,
+    next_number: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReleaseDocument {
+    id: String,
+    targets: Vec<String>,
+    created_ms: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CanaryDocument {
+    release: ReleaseDocument,
+    weight: String,
+    rollout: String,
+    overrides: OverridesBody,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HistoryDocument {
+    release: ReleaseDocument,
+    outcome: OutcomeDocument,
+    at_ms: u64,
+    actor: String,
+    reason: Option<String>,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum OutcomeDocument {
+    Deployed,
+    RolledBack,
+    Refused,
+    Reverted,
+    Aborted,
+    Promoted,
+}
+
+pub(super) fn print(state: &State) -> String {
+    let services = state.services.values().map(print_service).collect();
+    let document = Document { version: VERSION, generation: state.generation, services };
+    let mut text =
+        serde_json::to_string_pretty(&document).expect("the document has only text keys, so it is JSON");
+    text.push('\n');
+    text
+}
+
+pub(super) fn parse(bytes: &[u8]) -> Result<State, DocumentError> {
+    let Versioned { version } = serde_json::from_slice(bytes)?;
+    if version > VERSION {
+        return Err(DocumentError::TooNew { found: version, known: VERSION });
+    }
+    let document: Document = serde_json::from_slice(bytes)?;
+    let mut state = State { generation: document.generation, ..State::default() };
+    for service in document.services {
+        let service = parse_service(service)?;
+        if let Some(twin) = state.services.insert(service.name.clone(), service) {
+            let message = "there is another service of this name".to_owned();
+            return Err(DocumentError::Value { place: format!("service `{}`", twin.name), message });
+        }
+    }
+    Ok(state)
+}
+
+fn print_service(service: &Service) -> ServiceDocument {
+    let canary = service.canary.as_ref().map(|canary| CanaryDocument {
+        release: print_release(&canary.release),
+        weight: canary.weight.to_string(),
+        rollout: canary.rollout.clone(),
+        overrides: policy_patch::print_overrides(&canary.overrides),
+    });
+    let history = service.history.iter().map(|entry| HistoryDocument {
+        release: print_release(&entry.release),
+        outcome: entry.outcome.into(),
+        at_ms: entry.at_ms,
+        actor: entry.actor.clone(),
+        reason: entry.reason.clone(),
+    });
+    ServiceDocument {
+        name: service.name.to_string(),
+        policy: policy_patch::from_policy(&service.policy),
+        stable: print_release(&service.stable),
+        canary,
+        held: service.held.as_ref().map(print_release),
+        history: history.collect(),
+        next_number: service.next_number,
+    }
+}
+
+fn print_release(release: &Release) -> ReleaseDocument {
+    ReleaseDocument {
+        id: release.id.to_string(),
+        targets: release.targets.iter().map(ToString::to_string).collect(),
+        created_ms: release.created_ms,
+    }
+}
+
+fn parse_service(document: ServiceDocument) -> Result<Service, DocumentError> {
+    let place = format!("service `{}`", document.name);
+    let wrong = |message: String| DocumentError::Value { place: place.clone(), message };
+    let problem = |problem: Problem| wrong(problem.message);
+    let name: ServiceName = document.name.parse().map_err(|error| wrong(format!("{error}")))?;
+    let policy = policy_patch::apply(&document.policy, Policy::default()).map_err(problem)?;
+    let release = |document| parse_release(document).map_err(wrong);
+    let canary = document.canary.map(|canary| -> Result<Canary, DocumentError> {
+        Ok(Canary {
+            release: release(canary.release)?,
+            weight: canary.weight.parse().map_err(|error| wrong(format!("{error}")))?,
+            rollout: canary.rollout,
+            overrides: policy_patch::parse_overrides(&canary.overrides).map_err(problem)?,
+        })
+    });
+    let history = document.history.into_iter().take(HISTORY_MAX).map(|entry| {
+        Ok(HistoryEntry {
+            release: release(entry.release)?,
+            outcome: entry.outcome.into(),
+            at_ms: entry.at_ms,
+            actor: entry.actor,
+            reason: entry.reason,
+        })
+    });
+    Ok(Service {
+        name,
+        policy,
+        stable: release(document.stable)?,
+        canary: canary.transpose()?,
+        held: document.held.map(release).transpose()?,
+        history: history.collect::<Result<_, DocumentError>>()?,
+        next_number: document.next_number,
+    })
+}
+
+fn parse_release(document: ReleaseDocument) -> Result<Release, String> {
+    let id: ReleaseId = document.id.parse().map_err(|error| format!("{error}"))?;
+    let targets = document.targets.iter().map(|text| text.parse().map_err(|error| format!("{error}")));
+    let targets: Vec<_> = targets.collect::<Result<_, String>>()?;
+    if targets.is_empty() {
+        return Err(format!("release `{id}` has no targets"));
+    }
+    Ok(Release { id, targets, created_ms: document.created_ms })
+}
+
+impl From<Outcome> for OutcomeDocument {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Deployed => Self::Deployed,
+            Outcome::RolledBack => Self::RolledBack,
+            Outcome::Refused => Self::Refused,
+            Outcome::Reverted => Self::Reverted,
+            Outcome::Aborted => Self::Aborted,
+            Outcome::Promoted => Self::Promoted,
+        }
+    }
+}
+
+impl From<OutcomeDocument> for Outcome {
+    fn from(outcome: OutcomeDocument) -> Self {
+        match outcome {
+            OutcomeDocument::Deployed => Self::Deployed,
+            OutcomeDocument::RolledBack => Self::RolledBack,
+            OutcomeDocument::Refused => Self::Refused,
+            OutcomeDocument::Reverted => Self::Reverted,
+            OutcomeDocument::Aborted => Self::Aborted,
+            OutcomeDocument::Promoted => Self::Promoted,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    prop_compose! {
+        fn releases()(
+            number in 1u64..100,
+            ports in proptest::collection::vec(1u16.., 1..4),
+            created_ms in any::<u64>(),
+        ) -> Release {
+            let targets = ports.iter().map(|port| format!("127.0.0.1:{port}").parse().unwrap()).collect();
+            Release { id: ReleaseId::numbered(number), targets, created_ms }
+        }
+    }
+
+    prop_compose! {
+        fn canaries()(release in releases(), weight in 0u16..=10_000, rollout in "\\PC{0,8}") -> Canary {
+            let overrides = OverridesBody { cookies: vec!["canary=1".into()], ..OverridesBody::default() };
+            Canary {
+                release,
+                weight: model::weight::Weight::from_basis_points(weight).unwrap(),
+                rollout,
+                overrides: policy_patch::parse_overrides(&overrides).unwrap(),
+            }
+        }
+    }
+
+    prop_compose! {
+        fn entries()(
+            release in releases(),
+            outcome in 0usize..6,
+            at_ms in any::<u64>(),
+            actor in "\\PC{0,12}",
+            reason in proptest::option::of("\\PC{0,12}"),
+        ) -> HistoryEntry {
+            use Outcome::{Aborted, Deployed, Promoted, Refused, Reverted, RolledBack};
+            let outcome = [Deployed, RolledBack, Refused, Reverted, Aborted, Promoted][outcome];
+            HistoryEntry { release, outcome, at_ms, actor, reason }
+        }
+    }
+
+    prop_compose! {
+        fn states()(
+            generation in any::<u64>(),
+            services in proptest::collection::btree_map(
+                "[a-z]{1,4}",
+                (
+                    releases(),
+                    proptest::option::of(canaries()),
+                    proptest::option::of(releases()),
+                    proptest::collection::vec(entries(), 0..4),
+                ),
+                0..4,
+            ),
+        ) -> State {
+            let services = services.into_iter().map(|(name, (stable, canary, held, history))| {
+                let name: ServiceName = name.parse().unwrap();
+                let service = Service::new(name.clone(), Policy::default(), stable);
+                (name, Service { canary, held, history, ..service })
+            });
+            State { generation, services: services.collect() }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_state_becomes_text_and_the_same_state_again(state in states()) {
+            prop_assert_eq!(parse(print(&state).as_bytes()).unwrap(), state);
+        }
+
+        #[test]
+        fn damage_never_panics(state in states(), at in any::<prop::sample::Index>(), bit in 0u8..8, cut in any::<bool>()) {
+            let mut bytes = print(&state).into_bytes();
+            let at = at.index(bytes.len());
+            if cut { bytes.truncate(at) } else { bytes[at] ^= 1 << bit }
+            let _ = parse(&bytes);
+        }
+    }
+}

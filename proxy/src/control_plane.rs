@@ -1,0 +1,192 @@
+//! The careful half: it owns what the services are, and changes what the data plane believes.
+//!
+//! `registry` owns the state; `deploy`, `rollback`, `canary` and `remove` drive changes of it; `gate` and
+//! `monitor` probe; `server` and `handlers` are the control API. Everything runs on one small runtime.
+
+pub mod access;
+pub mod activations;
+pub mod audit;
+pub mod bake;
+pub mod canary;
+pub mod certificates;
+pub mod changes;
+pub mod context;
+pub mod deploy;
+pub mod drain;
+pub mod endpoints;
+pub mod gate;
+pub mod handlers;
+pub mod monitor;
+pub mod operations;
+pub mod progress;
+pub mod registry;
+pub mod remove;
+pub mod report;
+pub mod restore;
+pub mod rollback;
+pub mod server;
+pub mod snapshots;
+pub mod socket;
+pub mod status;
+pub mod switch;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use model::canary::FleetSecret;
+use model::protocol::Listeners;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::activations::Factory;
+use self::audit::Audit;
+use self::context::Context;
+use self::handlers::Api;
+use self::operations::Operations;
+use self::registry::{Keeper, Parts, Registry};
+use crate::adapters::accounts::Accounts;
+use crate::adapters::fleet_key::{self, FleetKeyError};
+use crate::adapters::state_dir::{StateDir, StateDirError};
+use crate::adapters::state_file::{StateFile, StateFileError};
+use crate::config::Groups;
+use crate::snapshot::Published;
+use crate::telemetry::metrics::Metrics;
+
+pub use self::socket::SocketError;
+
+pub struct ControlPlaneConfig {
+    pub control_path: PathBuf,
+    pub state_dir: PathBuf,
+    pub workers: usize,
+    pub groups: Groups,
+    /// Any text; `None`: one of this VM's own, made at the first start.
+    pub fleet_secret: Option<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ControlPlaneError {
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
+    #[error(transparent)]
+    StateFile(#[from] StateFileError),
+    #[error(transparent)]
+    FleetKey(#[from] FleetKeyError),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error("a part of the control plane broke while it started")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// Restored, and not yet reachable.
+pub struct ControlPlane {
+    config: ControlPlaneConfig,
+    registry: Registry,
+    keeper: Keeper,
+    factory: Factory,
+    audit: Audit,
+    operations: Operations,
+    unlocated: Vec<restore::Unlocated>,
+    shutdown: CancellationToken,
+    started_ms: u64,
+    /// Locks the state directory for as long as this lives.
+    _dir: StateDir,
+}
+
+impl ControlPlane {
+    /// Loads the state and publishes the first snapshot, so that the data plane can listen.
+    pub async fn restore(
+        config: ControlPlaneConfig,
+        published: Published,
+        metrics: Arc<Metrics>,
+        shutdown: CancellationToken,
+    ) -> Result<Self, ControlPlaneError> {
+        let started_ms = now_ms();
+        let path = config.state_dir.clone();
+        let secret = config.fleet_secret.as_ref().map(|text| FleetSecret::new(text.as_bytes()));
+        let (dir, file, loaded, secret) = tokio::task::spawn_blocking(move || {
+            let dir = StateDir::open(&path)?;
+            let file = StateFile::in_dir(dir.path());
+            let loaded = file.load()?;
+            let secret = secret.map_or_else(|| fleet_key::load_or_create(&dir), Ok)?;
+            Ok::<_, ControlPlaneError>((dir, file, loaded, secret))
+        })
+        .await??;
+        restore::report(&loaded);
+        let factory = || Factory { metrics: Arc::clone(&metrics), workers: config.workers };
+        let (view, unlocated) = restore::view(loaded.state, &factory(), dir.path()).await;
+        let (audit, operations) = (Audit::default(), Operations::default());
+        let parts = Parts {
+            file,
+            factory: factory(),
+            published,
+            secret,
+            audit: audit.clone(),
+            operations: operations.clone(),
+        };
+        let (keeper, registry) = Keeper::new(parts, view);
+        Ok(Self {
+            config,
+            registry,
+            keeper,
+            factory: factory(),
+            audit,
+            operations,
+            unlocated,
+            shutdown,
+            started_ms,
+            _dir: dir,
+        })
+    }
+
+    /// Opens the control socket and serves until the shutdown, then until every operation has come to its end.
+    pub async fn serve(self, listeners: Listeners) -> Result<(), ControlPlaneError> {
+        let Self {
+            config,
+            registry,
+            keeper,
+            factory,
+            audit,
+            operations,
+            unlocated,
+            shutdown,
+            started_ms,
+            _dir,
+        } = self;
+        let operate = config.groups.operate.clone();
+        let group = tokio::task::spawn_blocking(move || Accounts::read().ok()?.group_id(&operate)).await?;
+        let bound = socket::bind(&config.control_path, group)?;
+
+        let tasks = TaskTracker::new();
+        let control = Some(config.control_path.display().to_string());
+        let context = Arc::new(Context {
+            registry: registry.clone(),
+            operations,
+            audit,
+            factory,
+            listeners: Listeners { control, ..listeners },
+            tasks: tasks.clone(),
+            shutdown: shutdown.clone(),
+        });
+        tasks.spawn(restore::locate(unlocated, registry, shutdown.clone()));
+        let api = Arc::new(Api { context, groups: config.groups, started_ms, workers: config.workers });
+        let serving = async {
+            server::serve(bound, api, shutdown).await;
+            // No new operation can begin; those under way end by themselves. With the last of them the
+            // last handle of the registry goes, and the keeper ends.
+            tasks.close();
+            tasks.wait().await;
+        };
+        tokio::join!(keeper.run(), serving);
+        Ok(())
+    }
+}
+
+/// Unix time in ms: for people and for the log, never for a deadline.
+fn now_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

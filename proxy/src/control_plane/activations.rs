@@ -1,0 +1,272 @@
+//! Releases at work: which runtime object stands behind each slot of a service, and how it got there.
+//!
+//! What the slots should hold is decided in `changes`; this follows, and tells which activations have lost
+//! their traffic and must be drained.
+
+use std::sync::Arc;
+
+use model::canary::Cohort;
+use model::name::ServiceName;
+use model::service::{Release as Record, Service};
+
+use super::certificates::ServiceCertificate;
+use crate::release::{Endpoint, InFlightCount, Release, Target};
+use crate::telemetry::metrics::{Labels, Metrics};
+
+/// A release that is, was or is about to be in a slot.
+#[derive(Clone)]
+pub struct Activation {
+    pub record: Record,
+    pub release: Arc<Release>,
+    /// Closed activations of the same targets. What is still in flight there may stay: its process serves on.
+    earlier: Vec<Arc<Release>>,
+}
+
+/// A service at work.
+#[derive(Clone)]
+pub struct Live {
+    pub stable: Activation,
+    pub canary: Option<Activation>,
+    pub held: Option<Activation>,
+    pub certificate: Option<ServiceCertificate>,
+}
+
+/// Makes targets that count into the right series.
+pub struct Factory {
+    pub metrics: Arc<Metrics>,
+    pub workers: usize,
+}
+
+impl Factory {
+    /// `endpoints` are those of the record's targets, in order.
+    pub fn activate(
+        &self,
+        service: &ServiceName,
+        cohort: Cohort,
+        record: &Record,
+        endpoints: Vec<Endpoint>,
+    ) -> Activation {
+        let target = |(address, endpoint): (&_, Endpoint)| {
+            let label = ToString::to_string(address);
+            let labels = Labels {
+                service: service.as_str().into(),
+                release: record.id.as_str().into(),
+                cohort,
+                target: label.as_str().into(),
+            };
+            Target::new(&label, endpoint, self.metrics.target(&labels), self.workers)
+        };
+        let targets = record.targets.iter().zip(endpoints).map(target).collect();
+        let release = Release::new(record.id.as_str(), targets);
+        Activation { record: record.clone(), release, earlier: Vec::new() }
+    }
+
+    /// The slots of `service`, out of what there was and what is `known` besides (just gated, or kept by the
+    /// operation). `None` if the stable release is neither.
+    pub fn follow(&self, service: &Service, before: Option<&Live>, known: &[Activation]) -> Option<Live> {
+        let slots = |live: &Live| {
+            let rest = live.canary.iter().chain(&live.held).cloned();
+            std::iter::once(live.stable.clone()).chain(rest).collect::<Vec<_>>()
+        };
+        let candidates: Vec<Activation> =
+            known.iter().cloned().chain(before.map(slots).unwrap_or_default()).collect();
+        let find = |record: &Record| candidates.iter().find(|one| one.record == *record);
+        let serving = |record: &Record, cohort, current: Option<&Activation>| {
+            let mut activation = match current.filter(|current| current.record == *record) {
+                Some(current) => current.clone(),
+                None => self.ready(service, cohort, find(record)?, known),
+            };
+            activation.adopt(before, cohort);
+            Some(activation)
+        };
+        let stable = serving(&service.stable, Cohort::Stable, before.map(|live| &live.stable))?;
+        let canary = service.canary.as_ref().and_then(|canary| {
+            serving(&canary.release, Cohort::Canary, before.and_then(|live| live.canary.as_ref()))
+        });
+        let held = service.held.as_ref().and_then(|record| find(record).cloned());
+        Some(Live { stable, canary, held, certificate: None })
+    }
+
+    /// A gated activation as it is; any other one anew, because it is closed or counts as another cohort.
+    fn ready(
+        &self,
+        service: &Service,
+        cohort: Cohort,
+        found: &Activation,
+        known: &[Activation],
+    ) -> Activation {
+        let fresh = known.iter().any(|one| Arc::ptr_eq(&one.release, &found.release));
+        if fresh && !found.release.is_closed() {
+            return found.clone();
+        }
+        let endpoints = found.release.targets.iter().map(|target| target.endpoint.clone()).collect();
+        self.activate(&service.name, cohort, &found.record, endpoints)
+    }
+}
+
+impl Activation {
+    /// Takes over what other activations of the same targets in serving slots still hold.
+    fn adopt(&mut self, before: Option<&Live>, cohort: Cohort) {
+        let serving = before.into_iter().flat_map(|live| {
+            // A canary that starts on stable's own targets leaves them to stable.
+            let stable = (cohort == Cohort::Stable).then_some(&live.stable);
+            stable.into_iter().chain(&live.canary)
+        });
+        for other in serving.filter(|other| other.record.targets == self.record.targets) {
+            if !Arc::ptr_eq(&other.release, &self.release) {
+                self.earlier.push(Arc::clone(&other.release));
+                self.earlier.extend(other.earlier.iter().cloned());
+            }
+        }
+        self.earlier.retain(|release| release.in_flight().total() > 0 || !release.is_closed());
+    }
+
+    /// The current one first.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Release>> {
+        std::iter::once(&self.release).chain(&self.earlier)
+    }
+
+    /// What the `index`th target holds.
+    pub fn in_flight(&self, index: usize) -> InFlightCount {
+        let counts = self.all().filter_map(|release| release.targets.get(index));
+        counts.map(|target| target.in_flight()).fold(InFlightCount::default(), |sum, count| InFlightCount {
+            requests: sum.requests + count.requests,
+            sockets: sum.sockets + count.sockets,
+        })
+    }
+}
+
+/// What a change took the traffic away from.
+#[derive(Default)]
+pub struct Replaced {
+    /// No new requests; those in flight stay as long as they like.
+    pub closed: Vec<Arc<Release>>,
+    /// To be drained as well.
+    pub drained: Vec<Arc<Release>>,
+}
+
+/// Compares the serving slots.
+pub fn replaced(before: Option<&Live>, after: Option<&Live>) -> Replaced {
+    let serving = |live: &'_ Live| -> Vec<Activation> {
+        std::iter::once(&live.stable).chain(&live.canary).cloned().collect()
+    };
+    let before = before.map(serving).unwrap_or_default();
+    let after = after.map(serving).unwrap_or_default();
+    let is_current = |release: &Arc<Release>| after.iter().any(|one| Arc::ptr_eq(&one.release, release));
+    let is_kept = |release: &Arc<Release>| {
+        after.iter().flat_map(Activation::all).any(|kept| Arc::ptr_eq(kept, release))
+    };
+    // One that was closed before and has emptied since is only forgotten.
+    let is_over = |release: &Release| release.is_closed() && release.in_flight().total() == 0;
+    let mut replaced = Replaced::default();
+    for release in before.iter().flat_map(Activation::all).filter(|release| !is_over(release)) {
+        if !is_current(release) {
+            replaced.closed.push(Arc::clone(release));
+        }
+        if !is_kept(release) {
+            replaced.drained.push(Arc::clone(release));
+        }
+    }
+    replaced
+}
+
+#[cfg(test)]
+mod tests {
+    use model::service::{Canary, Policy};
+
+    use super::*;
+
+    fn factory() -> Factory {
+        Factory { metrics: Metrics::new(1), workers: 1 }
+    }
+
+    fn record(id: &str, port: u16) -> Record {
+        let target = format!("127.0.0.1:{port}").parse().unwrap();
+        Record { id: id.parse().unwrap(), targets: vec![target], created_ms: 0 }
+    }
+
+    fn gated(factory: &Factory, record: &Record, cohort: Cohort) -> Activation {
+        let endpoint = Endpoint::Tcp(([127, 0, 0, 1], 1).into());
+        factory.activate(&"shop".parse().unwrap(), cohort, record, vec![endpoint])
+    }
+
+    struct World {
+        factory: Factory,
+        service: Service,
+        live: Live,
+    }
+
+    fn world() -> World {
+        let (factory, record) = (factory(), record("r1", 1));
+        let service = Service::new("shop".parse().unwrap(), Policy::default(), record.clone());
+        let first = gated(&factory, &record, Cohort::Stable);
+        let live = factory.follow(&service, None, &[first]).unwrap();
+        World { factory, service, live }
+    }
+
+    impl World {
+        /// Moves on, and returns the ids of what is closed and what is drained.
+        fn follow(&mut self, known: &[Activation]) -> (Vec<String>, Vec<String>) {
+            let next = self.factory.follow(&self.service, Some(&self.live), known).unwrap();
+            let replaced = replaced(Some(&self.live), Some(&next));
+            self.live = next;
+            replaced.closed.iter().for_each(|release| release.close());
+            let ids = |releases: &[Arc<Release>]| releases.iter().map(|r| r.id.to_string()).collect();
+            (ids(&replaced.closed), ids(&replaced.drained))
+        }
+    }
+
+    #[test]
+    fn a_cutover_drains_what_it_replaces_and_a_rollback_activates_it_anew() {
+        let mut world = world();
+        let first = Arc::clone(&world.live.stable.release);
+        let second = gated(&world.factory, &record("r2", 2), Cohort::Stable);
+        world.service.cut_over(second.record.clone());
+        assert_eq!(world.follow(std::slice::from_ref(&second)), (vec!["r1".into()], vec!["r1".into()]));
+        assert!(Arc::ptr_eq(&world.live.stable.release, &second.release), "what was gated serves");
+        assert!(Arc::ptr_eq(&world.live.held.as_ref().unwrap().release, &first));
+
+        world.service.roll_back();
+        assert_eq!(world.follow(&[]), (vec!["r2".into()], vec!["r2".into()]));
+        assert!(!Arc::ptr_eq(&world.live.stable.release, &first) && !world.live.stable.release.is_closed());
+        assert_eq!(&*world.live.stable.release.id, "r1");
+    }
+
+    #[test]
+    fn a_promoted_canary_keeps_what_is_in_flight_on_it() {
+        let mut world = world();
+        let canary = gated(&world.factory, &record("c", 2), Cohort::Canary);
+        world.service.canary = Some(Canary {
+            release: canary.record.clone(),
+            weight: model::weight::Weight::ALL,
+            rollout: String::new(),
+            overrides: model::canary::Overrides::default(),
+        });
+        assert_eq!(world.follow(std::slice::from_ref(&canary)), (vec![], vec![]));
+        let socket = canary.release.enter(&canary.release.targets[0], 0).unwrap().into_socket();
+
+        world.service.promote();
+        let (closed, drained) = world.follow(&[]);
+        assert_eq!((closed, drained), (vec!["r1".into(), "c".into()], vec!["r1".into()]));
+        assert_eq!(world.live.stable.in_flight(0).sockets, 1);
+        drop(socket);
+        assert_eq!(world.follow(&[]), (vec![], vec![]));
+        assert_eq!(world.live.stable.all().count(), 1, "the empty one is forgotten");
+    }
+
+    #[test]
+    fn another_label_on_the_same_targets_interrupts_nobody() {
+        let mut world = world();
+        let renamed = gated(&world.factory, &record("r2", 1), Cohort::Stable);
+        world.service.cut_over(renamed.record.clone());
+        assert_eq!(world.follow(&[renamed]), (vec!["r1".into()], vec![]));
+        assert!(world.live.held.is_none());
+    }
+
+    #[test]
+    fn what_nobody_knows_cannot_serve() {
+        let mut world = world();
+        world.service.cut_over(record("r2", 2));
+        assert!(world.factory.follow(&world.service, Some(&world.live), &[]).is_none());
+    }
+}

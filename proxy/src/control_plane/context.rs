@@ -1,0 +1,198 @@
+//! What every operation works with, and the steps that several of them share.
+
+use std::sync::Arc;
+
+use model::canary::Cohort;
+use model::name::{ReleaseId, ServiceName, TargetAddress};
+use model::protocol::{DiagnosisBody, Done, Event, Listeners, Problem, ProblemCode};
+use model::service::{Policy, Release as Record, Service};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::activations::{Activation, Factory};
+use super::audit::Audit;
+use super::changes::Change;
+use super::endpoints;
+use super::gate::{self, GateFailure};
+use super::operations::Operations;
+use super::registry::{Command, Commit, Registry};
+use super::report::Reporter;
+use crate::release::Endpoint;
+
+pub struct Context {
+    pub registry: Registry,
+    pub operations: Operations,
+    pub audit: Audit,
+    pub factory: Factory,
+    pub listeners: Listeners,
+    /// Operations and drains run here, whether their callers stay or not.
+    pub tasks: TaskTracker,
+    pub shutdown: CancellationToken,
+}
+
+/// A release that an operator asks for: parsed, looked up, not yet gated.
+#[derive(Clone)]
+pub struct Candidate {
+    pub record: Record,
+    pub endpoints: Vec<Endpoint>,
+}
+
+impl Context {
+    /// Parses what was asked for and looks its names up. Refuses what cannot be before anybody waits.
+    pub async fn candidate(
+        &self,
+        targets: &[String],
+        label: Option<&String>,
+        service: Option<&Service>,
+    ) -> Result<Candidate, Problem> {
+        let targets = parse_targets(targets)?;
+        let id = match label {
+            Some(label) => label.parse().map_err(|error| invalid(&error))?,
+            None => ReleaseId::numbered(service.map_or(1, |service| service.next_number)),
+        };
+        let record = Record { id, targets, created_ms: super::now_ms() };
+        self.locate(record).await
+    }
+
+    pub async fn locate(&self, record: Record) -> Result<Candidate, Problem> {
+        let mut endpoints = Vec::with_capacity(record.targets.len());
+        for target in &record.targets {
+            let endpoint = gate::resolve(target).await.map_err(|error| invalid(&error))?;
+            endpoints::refuse_ours(target, &endpoint, &self.listeners)?;
+            endpoints.push(endpoint);
+        }
+        Ok(Candidate { record, endpoints })
+    }
+
+    /// Waits for the gate to open. A failure is remembered in the history.
+    pub async fn pass_gate(
+        &self,
+        service: &ServiceName,
+        candidate: Candidate,
+        cohort: Cohort,
+        policy: &Policy,
+        operation: &Gated<'_>,
+    ) -> Result<Activation, Problem> {
+        let Candidate { record, endpoints } = candidate;
+        let targets: Vec<_> = record.targets.iter().cloned().zip(endpoints.iter().cloned()).collect();
+        let events = operation.reporter.sender();
+        match gate::run(&targets, policy, &events, &self.shutdown).await {
+            Ok(()) => Ok(self.factory.activate(service, cohort, &record, endpoints)),
+            Err(failure) => {
+                let problem = gate_problem(service, &record, &failure);
+                self.remember_refusal(service, &record, &problem, operation).await;
+                Err(problem)
+            }
+        }
+    }
+
+    async fn remember_refusal(
+        &self,
+        service: &ServiceName,
+        record: &Record,
+        problem: &Problem,
+        operation: &Gated<'_>,
+    ) {
+        let reason = problem.causes.first().unwrap_or(&problem.message).clone();
+        let commit = Commit {
+            service: service.clone(),
+            change: Change::Refused { release: record.clone(), reason },
+            actor: operation.actor.to_owned(),
+            kind: "refused",
+            message: problem.message.clone(),
+            known: Vec::new(),
+            certificate: None,
+        };
+        // A service that never came to be has no history, and the caller's answer matters more than ours.
+        if let Err(lost) = self.registry.commit(commit).await {
+            tracing::warn!(%service, release = %record.id, "{}; not in the history: {}", problem.message, lost.message);
+        }
+    }
+
+    /// Ends an operation's stream, and forgets what only it needed.
+    pub async fn end(&self, reporter: Reporter, result: Result<Done, Problem>) {
+        // Fails only while everything ends.
+        let _ = self.registry.send(Command::Tidy).await;
+        reporter.end(result).await;
+    }
+
+    /// The end of an operation on `name`, as the service is now.
+    pub fn done(&self, name: &ServiceName, changed: bool, message: impl Into<String>) -> Done {
+        let view = self.registry.view();
+        let service = view.state.services.get(name);
+        let canary = service.and_then(|service| service.canary.as_ref());
+        Done {
+            message: message.into(),
+            service: name.to_string(),
+            stable: service.map(|service| service.stable.id.to_string()),
+            held: service.and_then(|service| service.held.as_ref()).map(|held| held.id.to_string()),
+            canary: canary.map(|canary| canary.release.id.to_string()),
+            weight: canary.map(|canary| canary.weight.to_string()),
+            generation: view.state.generation,
+            changed,
+        }
+    }
+}
+
+/// By whom a gate is waited for.
+pub struct Gated<'o> {
+    pub actor: &'o str,
+    pub reporter: &'o Reporter,
+}
+
+pub fn accepted(service: &ServiceName, verb: &str, record: &Record) -> Event {
+    Event::Accepted {
+        service: service.to_string(),
+        verb: verb.to_owned(),
+        release: record.id.to_string(),
+        targets: record.targets.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn parse_targets(texts: &[String]) -> Result<Vec<TargetAddress>, Problem> {
+    let mut targets: Vec<TargetAddress> = Vec::with_capacity(texts.len());
+    for text in texts {
+        let target = text.parse().map_err(|error| invalid(&error))?;
+        if targets.contains(&target) {
+            return Err(Problem::new(ProblemCode::Invalid, format!("target `{target}` is named twice")));
+        }
+        targets.push(target);
+    }
+    if targets.is_empty() {
+        let problem = Problem::new(ProblemCode::Invalid, "no target is named");
+        return Err(problem.hint("name at least one with `--target HOST:PORT`"));
+    }
+    Ok(targets)
+}
+
+pub fn invalid(error: &dyn std::error::Error) -> Problem {
+    Problem::from_error(ProblemCode::Invalid, error)
+}
+
+fn gate_problem(service: &ServiceName, record: &Record, failure: &GateFailure) -> Problem {
+    match failure {
+        GateFailure::Cancelled => {
+            let message =
+                format!("release `{}` of `{service}` was given up: the daemon is shutting down", record.id);
+            Problem::new(ProblemCode::Aborted, message)
+                .hint("traffic is unchanged; deploy again once it is back")
+        }
+        GateFailure::Closed(diagnosis) => {
+            let message =
+                format!("release `{}` of `{service}` did not pass its gate; traffic is unchanged", record.id);
+            let mut problem = Problem::new(ProblemCode::GateFailed, message)
+                .because(format!("target `{}`: {}", diagnosis.target, diagnosis.verdict))
+                .hint(diagnosis.hint.clone());
+            problem.diagnosis = Some(DiagnosisBody::from((**diagnosis).clone()));
+            problem
+        }
+    }
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").field("listeners", &self.listeners).finish_non_exhaustive()
+    }
+}
+
+pub type Shared = Arc<Context>;

@@ -1,0 +1,230 @@
+//! Deploys: a new release passes the gate, takes the traffic, and is watched while the old one drains.
+
+use model::canary::Cohort;
+use model::cutover::{Event as Step, Plan, Totals};
+use model::name::ServiceName;
+use model::policy_patch;
+use model::protocol::{DeployRequest, DeploymentPhase, Done, Problem, ProblemCode};
+use model::service::{Policy, Service};
+
+use super::activations::{Activation, Live};
+use super::audit::OURSELVES;
+use super::bake::Bake;
+use super::certificates::{self, ServiceCertificate};
+use super::changes::{self, Change};
+use super::context::{Candidate, Context, Gated, Shared, accepted};
+use super::operations::Claim;
+use super::progress::Progress;
+use super::registry::{Command, Commit, Committed};
+use super::report::{self, Events, Reporter};
+use super::switch::{self, Settled};
+
+const VERB: &str = "deploy";
+
+/// A deploy that nothing forbids.
+struct Deploy {
+    context: Shared,
+    claim: Claim,
+    actor: String,
+    candidate: Candidate,
+    policy: Policy,
+    certificate: Option<ServiceCertificate>,
+    reporter: Reporter,
+}
+
+/// Refuses at once what can be refused; otherwise the deploy goes on by itself, and the events tell of it.
+pub async fn start(
+    context: Shared,
+    name: ServiceName,
+    actor: String,
+    request: DeployRequest,
+) -> Result<Events, Problem> {
+    let claim = context.operations.claim(&name, VERB, &actor)?;
+    let view = context.registry.view();
+    let service = view.state.services.get(&name);
+    let current = service.map(|service| service.policy.clone()).unwrap_or_default();
+    let policy = policy_patch::apply(&request.policy, current)?;
+    let mut candidate = context.candidate(&request.targets, request.release.as_ref(), service).await?;
+    let certificate = certificates::load(&policy).await?;
+    changes::check_routes(&view.state, &name, &policy)?;
+
+    let (reporter, events) = report::channel();
+    let canary = service.and_then(|service| service.canary.as_ref());
+    if let Some(service) = service.filter(|service| is_stable(service, &candidate, &request)) {
+        // Still the same release: only its policy changes, if anything does.
+        candidate.record = service.stable.clone();
+        if service.policy == policy && !(request.replace_canary && canary.is_some()) {
+            reload_certificate(&context, &name, certificate).await?;
+            drop(claim);
+            let message = format!("`{name}` runs release `{}` already; nothing to do", candidate.record.id);
+            let done = context.done(&name, false, message);
+            reporter.end(Ok(done)).await;
+            return Ok(events);
+        }
+    }
+    if let Some(canary) = canary.filter(|_| !request.replace_canary) {
+        return Err(changes::canary_runs(&name, &canary.release.id));
+    }
+
+    claim.set_release(candidate.record.id.as_str());
+    reporter.tell(accepted(&name, VERB, &candidate.record));
+    let tasks = context.tasks.clone();
+    let deploy = Deploy { context, claim, actor, candidate, policy, certificate, reporter };
+    tasks.spawn(deploy.run());
+    Ok(events)
+}
+
+/// Same targets, and no other label than it has.
+fn is_stable(service: &Service, candidate: &Candidate, request: &DeployRequest) -> bool {
+    let same_label = request.release.is_none() || candidate.record.id == service.stable.id;
+    same_label && candidate.record.targets == service.stable.targets
+}
+
+/// A renewed file under the same name needs no gate.
+async fn reload_certificate(
+    context: &Context,
+    name: &ServiceName,
+    certificate: Option<ServiceCertificate>,
+) -> Result<(), Problem> {
+    match certificate {
+        Some(certificate) => context.registry.send(Command::Certificate(name.clone(), certificate)).await,
+        None => Ok(()),
+    }
+}
+
+impl Deploy {
+    async fn run(self) {
+        let result = self.carry_out().await;
+        let Self { context, claim, reporter, .. } = self;
+        drop(claim);
+        context.end(reporter, result).await;
+    }
+
+    async fn carry_out(&self) -> Result<Done, Problem> {
+        let mut progress = Progress::new(self.plan(), &self.claim, &self.reporter);
+        progress.step(Step::Accepted);
+        let passed = self.pass_gate(&mut progress).await?;
+        let commit = self.commit(passed);
+        let committed = self.context.registry.commit(commit).await.inspect_err(|_| {
+            progress.step(Step::SwitchFailed);
+        })?;
+        self.finish(&mut progress, committed).await
+    }
+
+    fn plan(&self) -> Plan {
+        let view = self.context.registry.view();
+        Plan {
+            targets: self.candidate.record.targets.len(),
+            replaces: view.service(self.claim.service()).is_ok(),
+            deploy_timeout: self.policy.gate.deploy_timeout,
+            drain: self.policy.timeouts.drain,
+            bake: self.policy.timeouts.bake,
+        }
+    }
+
+    async fn pass_gate(&self, progress: &mut Progress<'_>) -> Result<Activation, Problem> {
+        let gated = Gated { actor: &self.actor, reporter: &self.reporter };
+        let candidate = self.candidate.clone();
+        let passed = self
+            .context
+            .pass_gate(self.claim.service(), candidate, Cohort::Stable, &self.policy, &gated)
+            .await
+            .inspect_err(|_| {
+                progress.step(Step::GateClosed);
+            })?;
+        for index in 0..self.candidate.record.targets.len() {
+            progress.step(Step::TargetOpen(index));
+        }
+        // There are no warm-up requests yet.
+        progress.step(Step::Warmed);
+        Ok(passed)
+    }
+
+    fn commit(&self, passed: Activation) -> Commit {
+        let release = self.candidate.record.clone();
+        Commit {
+            service: self.claim.service().clone(),
+            message: format!("release `{}` passed its gate and has the traffic", release.id),
+            change: Change::CutOver { release, policy: Box::new(self.policy.clone()) },
+            actor: self.actor.clone(),
+            kind: VERB,
+            known: vec![passed],
+            certificate: self.certificate.clone(),
+        }
+    }
+
+    /// From the switch to the end.
+    async fn finish(&self, progress: &mut Progress<'_>, committed: Committed) -> Result<Done, Problem> {
+        let (context, claim, reporter) = (&*self.context, &self.claim, &self.reporter);
+        let (_, live) = committed.after.as_ref().ok_or_else(|| changes::no_service(claim.service()))?;
+        let bake = Bake::new(&live.stable.release);
+        switch::tell_switched(reporter, &committed);
+        let drains = switch::drain(context, &committed, &self.policy.timeouts, reporter);
+        let settled = progress.settle(drains, &bake, &context.shutdown).await;
+        match (settled, committed.before) {
+            (Settled::Bad(seen), Some(before)) => Err(revert(context, claim, before, seen, reporter).await),
+            (Settled::GaveWay, Some(_)) => Err(taken_over(context, claim.service())),
+            (settled, before) => Ok(self.done(settled, before.map(|(service, _)| service))),
+        }
+    }
+
+    fn done(&self, settled: Settled, before: Option<Service>) -> Done {
+        let name = self.claim.service();
+        let done = self.context.done(name, true, "");
+        let stable = done.stable.as_deref().unwrap_or_default();
+        let held = match before {
+            Some(service) if done.held.as_deref() == Some(service.stable.id.as_str()) => {
+                format!("; release `{}` is held for a rollback", service.stable.id)
+            }
+            _ => String::new(),
+        };
+        let warning = self.certificate.as_ref().and_then(|one| certificates::warning(one, &self.policy));
+        let warning = warning.map(|warning| format!("; note that {warning}")).unwrap_or_default();
+        let message = format!("`{name}` runs release `{stable}`{held}{}{warning}", settled.remark());
+        Done { message, ..done }
+    }
+}
+
+/// Goes back to what was before the deploy.
+async fn revert(
+    context: &Context,
+    claim: &Claim,
+    (service, live): (Service, Live),
+    seen: Totals,
+    reporter: &Reporter,
+) -> Problem {
+    let name = claim.service();
+    claim.set_phase(DeploymentPhase::Switching);
+    let failed = context.done(name, true, "").stable.unwrap_or_default();
+    let reason = format!("{} of {} requests ended in gateway errors", seen.gateway_errors, seen.requests);
+    let before = service.stable.id.clone();
+    let timeouts = service.policy.timeouts.clone();
+    let commit = Commit {
+        service: name.clone(),
+        change: Change::Revert { before: Box::new(service), reason: reason.clone() },
+        actor: OURSELVES.to_owned(),
+        kind: "revert",
+        message: format!("release `{failed}` was taken back: {reason}"),
+        known: std::iter::once(live.stable).chain(live.held).collect(),
+        certificate: live.certificate,
+    };
+    let committed = match context.registry.commit(commit).await {
+        Ok(committed) => committed,
+        Err(problem) => {
+            return problem.because(format!("release `{failed}` should have been taken back: {reason}"));
+        }
+    };
+    switch::tell_switched(reporter, &committed);
+    let drains = switch::drain(context, &committed, &timeouts, reporter);
+    switch::settle(context, claim, drains).await;
+    let message = format!("release `{failed}` of `{name}` was taken back: {reason}");
+    Problem::new(ProblemCode::Reverted, message)
+        .hint(format!("release `{before}` serves again; look at the log of `{failed}`, then deploy again"))
+}
+
+fn taken_over(context: &Context, name: &ServiceName) -> Problem {
+    let stable = context.done(name, true, "").stable.unwrap_or_default();
+    let message = format!("a rollback of `{name}` began while release `{stable}` was still being watched");
+    Problem::new(ProblemCode::Reverted, message)
+        .hint(format!("`agentctl status {name}` shows what serves, `agentctl history {name}` who did it"))
+}

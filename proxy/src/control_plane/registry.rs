@@ -1,0 +1,112 @@
+//! The registry: the one owner of what the services are.
+//!
+//! Changes come through a bounded channel and are made one after another by `keeper`; readers load the
+//! current view without asking anybody.
+
+mod keeper;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use model::name::ServiceName;
+use model::protocol::{Problem, ProblemCode};
+use model::service::{Release as Record, Service};
+use tokio::sync::{mpsc, oneshot};
+
+pub use self::keeper::{Keeper, Parts};
+use super::activations::{Activation, Live};
+use super::certificates::ServiceCertificate;
+use super::changes::{Change, no_service};
+use super::monitor::Readings;
+use crate::adapters::state_file::State;
+use crate::release::{Endpoint, Release};
+
+/// The state, and what is at work for it. Replaced whole.
+#[derive(Default)]
+pub struct View {
+    pub state: Arc<State>,
+    pub live: BTreeMap<ServiceName, Live>,
+}
+
+impl View {
+    pub fn services(&self) -> impl Iterator<Item = (&Service, &Live)> {
+        self.state.services.values().filter_map(|service| Some((service, self.live.get(&service.name)?)))
+    }
+
+    pub fn service(&self, name: &ServiceName) -> Result<(&Service, &Live), Problem> {
+        let found = self.state.services.get(name).zip(self.live.get(name));
+        found.ok_or_else(|| no_service(name))
+    }
+}
+
+/// A change with all that it needs; made whole or not at all.
+pub struct Commit {
+    pub service: ServiceName,
+    pub change: Change,
+    pub actor: String,
+    /// Of the audit log's line.
+    pub kind: &'static str,
+    pub message: String,
+    /// Activations that may take a slot, besides those that are in one: gated, or in a slot before.
+    pub known: Vec<Activation>,
+    /// Of the policy's files, when they were read anew.
+    pub certificate: Option<ServiceCertificate>,
+}
+
+/// A change that is on disk and published.
+pub struct Committed {
+    pub generation: u64,
+    /// When it was published, Unix time in ms.
+    pub at_ms: u64,
+    /// The service as it was, if it was.
+    pub before: Option<(Service, Live)>,
+    /// The service as it is, if it is.
+    pub after: Option<(Service, Live)>,
+    /// Closed already; to be drained by the caller.
+    pub replaced: Vec<Arc<Release>>,
+}
+
+pub enum Command {
+    Commit(Box<Commit>, oneshot::Sender<Result<Committed, Problem>>),
+    /// The files of a service's policy were read anew.
+    Certificate(ServiceName, ServiceCertificate),
+    /// A release's names were looked up at last.
+    Located(ServiceName, Record, Vec<Endpoint>),
+    /// An operation has ended: forget what only it needed.
+    Tidy,
+}
+
+/// How the rest of the control plane reaches the registry.
+#[derive(Clone)]
+pub struct Registry {
+    view: Arc<ArcSwap<View>>,
+    commands: mpsc::Sender<Command>,
+    readings: Readings,
+}
+
+impl Registry {
+    pub fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// What probes say of the targets.
+    pub fn readings(&self) -> &Readings {
+        &self.readings
+    }
+
+    pub async fn commit(&self, commit: Commit) -> Result<Committed, Problem> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Commit(Box::new(commit), answer)).await?;
+        answered.await.map_err(|_| stopping())?
+    }
+
+    pub async fn send(&self, command: Command) -> Result<(), Problem> {
+        self.commands.send(command).await.map_err(|_| stopping())
+    }
+}
+
+fn stopping() -> Problem {
+    Problem::new(ProblemCode::Aborted, "the daemon is shutting down; nothing was changed")
+        .hint("try again once it is back")
+}

@@ -1,0 +1,305 @@
+//! The task behind the registry: makes changes one after another, and publishes what follows from them.
+//!
+//! Order of a change: pure change on a copy → disk → view and snapshot → monitor → audit log → answer. What
+//! fails before the disk has it changes nothing; nothing after it can fail.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use model::canary::{Cohort, FleetSecret};
+use model::health::State as TargetState;
+use model::name::ServiceName;
+use model::protocol::{LoggedEvent, Problem, ProblemCode};
+use model::service::{Release as Record, Service};
+use tokio::sync::mpsc;
+
+use super::super::activations::{self, Activation, Factory, Live};
+use super::super::audit::{Audit, OURSELVES};
+use super::super::certificates::{self, ServiceCertificate};
+use super::super::changes::{self, Change, Origin};
+use super::super::gate::probe_host;
+use super::super::monitor::{HealthChange, Monitor, Role, Watched};
+use super::super::operations::Operations;
+use super::super::{now_ms, snapshots};
+use super::{Command, Commit, Committed, Registry, View};
+use crate::adapters::state_file::{State, StateFile};
+use crate::release::Endpoint;
+use crate::snapshot::Published;
+use crate::telemetry::metrics::Labels;
+
+const COMMANDS_MAX: usize = 64;
+const HEALTH_CHANGES_MAX: usize = 256;
+
+/// What the keeper works with.
+pub struct Parts {
+    pub file: StateFile,
+    pub factory: Factory,
+    pub published: Published,
+    pub secret: FleetSecret,
+    pub audit: Audit,
+    pub operations: Operations,
+}
+
+pub struct Keeper {
+    parts: Parts,
+    current: Arc<View>,
+    shared: Arc<ArcSwap<View>>,
+    monitor: Monitor,
+    commands: mpsc::Receiver<Command>,
+    health: mpsc::Receiver<HealthChange>,
+}
+
+impl Keeper {
+    /// Begins with `view` and publishes its snapshot. Lives in a tokio runtime.
+    pub fn new(parts: Parts, view: View) -> (Self, Registry) {
+        let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let (changes, health) = mpsc::channel(HEALTH_CHANGES_MAX);
+        let monitor = Monitor::new(changes);
+        let current = Arc::new(view);
+        let shared = Arc::new(ArcSwap::new(Arc::clone(&current)));
+        let registry = Registry { view: Arc::clone(&shared), commands: sender, readings: monitor.readings() };
+        let mut keeper = Self { parts, current, shared, monitor, commands, health };
+        keeper.watch();
+        keeper.publish();
+        (keeper, registry)
+    }
+
+    /// Runs until every `Registry` is gone.
+    pub async fn run(mut self) {
+        loop {
+            // Both receivers are cancel safe.
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(command) => self.obey(command).await,
+                    None => break,
+                },
+                Some(change) = self.health.recv() => self.heed(&change),
+            }
+        }
+        self.monitor.stop().await;
+    }
+
+    async fn obey(&mut self, command: Command) {
+        match command {
+            Command::Commit(commit, answer) => {
+                let result = self.commit(*commit).await;
+                // A caller that has gone finds the change in the status.
+                let _ = answer.send(result);
+            }
+            Command::Certificate(name, certificate) => {
+                self.change_live(&name, |live| live.certificate = Some(certificate));
+            }
+            Command::Located(name, record, endpoints) => self.relocate(&name, &record, &endpoints),
+            Command::Tidy => self.tidy(),
+        }
+    }
+
+    async fn commit(&mut self, commit: Commit) -> Result<Committed, Problem> {
+        let origin = Origin { actor: commit.actor.clone(), at_ms: now_ms() };
+        let state = changes::apply(&self.current.state, &commit.service, &commit.change, &origin)?;
+        let live = self.follow(&commit, &state).await?;
+        let state = self.save(state).await?;
+
+        let before = self.take_copy(&commit.service);
+        let mut next = View { state, live: self.current.live.clone() };
+        match live {
+            Some(live) => next.live.insert(commit.service.clone(), live),
+            None => next.live.remove(&commit.service),
+        };
+        self.swap(next);
+        let at_ms = now_ms();
+        let after = self.take_copy(&commit.service);
+        let live_of = |side: &Option<(Service, Live)>| side.as_ref().map(|(_, live)| live.clone());
+        let replaced = activations::replaced(live_of(&before).as_ref(), live_of(&after).as_ref());
+        // Only now: whoever is refused entry must find the snapshot that leads elsewhere.
+        replaced.closed.iter().for_each(|release| release.close());
+        self.audit(&commit, at_ms);
+        let generation = self.current.state.generation;
+        Ok(Committed { generation, at_ms, before, after, replaced: replaced.drained })
+    }
+
+    /// What will be at work for the changed service; `None` if it is removed.
+    async fn follow(&self, commit: &Commit, state: &State) -> Result<Option<Live>, Problem> {
+        let Some(service) = state.services.get(&commit.service) else { return Ok(None) };
+        let before = self.current.live.get(&commit.service);
+        let mut live = self.parts.factory.follow(service, before, &commit.known).ok_or_else(|| {
+            let message = format!("nothing is at work for release `{}`", service.stable.id);
+            Problem::new(ProblemCode::Internal, message)
+        })?;
+        let known = before.and_then(|live| live.certificate.clone());
+        live.certificate =
+            certificates::current(service, commit.certificate.clone().into_iter().chain(known)).await;
+        Ok(Some(live))
+    }
+
+    async fn save(&self, state: State) -> Result<Arc<State>, Problem> {
+        let (state, file) = (Arc::new(state), self.parts.file.clone());
+        let written = Arc::clone(&state);
+        match tokio::task::spawn_blocking(move || file.save(&written)).await {
+            Ok(Ok(())) => Ok(state),
+            Ok(Err(error)) => {
+                let problem = Problem::from_error(ProblemCode::Storage, &error);
+                tracing::error!(causes = problem.causes.join(": "), "{}", problem.message);
+                Err(problem.hint(
+                    "nothing was changed and all traffic is served as before; make room, then try again",
+                ))
+            }
+            Err(error) => Err(Problem::from_error(ProblemCode::Internal, &error)),
+        }
+    }
+
+    fn take_copy(&self, name: &ServiceName) -> Option<(Service, Live)> {
+        let (service, live) = self.current.service(name).ok()?;
+        Some((service.clone(), live.clone()))
+    }
+
+    fn audit(&self, commit: &Commit, at_ms: u64) {
+        let service = self.current.state.services.get(&commit.service);
+        let release = match &commit.change {
+            Change::Refused { release, .. } => Some(release.id.to_string()),
+            Change::StartCanary { .. } | Change::SetWeight { .. } => service
+                .and_then(|service| service.canary.as_ref())
+                .map(|canary| canary.release.id.to_string()),
+            _ => service.map(|service| service.stable.id.to_string()),
+        };
+        self.parts.audit.record(LoggedEvent {
+            at_ms,
+            generation: self.current.state.generation,
+            kind: commit.kind.to_owned(),
+            service: Some(commit.service.to_string()),
+            release,
+            target: None,
+            actor: commit.actor.clone(),
+            message: commit.message.clone(),
+        });
+    }
+
+    /// Changes what is at work, but nothing that operators decided: no new generation, nothing to save.
+    fn change_live(&mut self, name: &ServiceName, change: impl FnOnce(&mut Live)) {
+        let mut live = self.current.live.clone();
+        if let Some(one) = live.get_mut(name) {
+            change(one);
+            self.swap(View { state: Arc::clone(&self.current.state), live });
+        }
+    }
+
+    fn swap(&mut self, next: View) {
+        self.current = Arc::new(next);
+        self.publish();
+        self.shared.store(Arc::clone(&self.current));
+        self.watch();
+    }
+
+    fn publish(&self) {
+        let readings = self.monitor.readings();
+        let states = |id| readings.get(id).map_or(TargetState::Serving, |reading| reading.state);
+        self.parts.published.publish(snapshots::build(&self.current, &states, &self.parts.secret));
+    }
+
+    fn watch(&mut self) {
+        let watched = self.current.services().flat_map(|(service, live)| {
+            let serving = std::iter::once(&live.stable).chain(&live.canary);
+            let serving = serving.flat_map(|one| watched(service, one, Role::Serving));
+            serving.chain(live.held.iter().flat_map(|one| watched(service, one, Role::Held)))
+        });
+        let set = watched.collect();
+        self.monitor.watch(set);
+    }
+
+    fn heed(&mut self, change: &HealthChange) {
+        let Some((service, live, label)) = self.find(change.target_id) else { return };
+        let kind = match change.state {
+            TargetState::Ejected => "target ejected",
+            TargetState::Held if !change.eligible => "held target lost",
+            TargetState::Held => "held target back",
+            TargetState::Suspect => "target suspect",
+            _ => "target serving",
+        };
+        let event = LoggedEvent {
+            at_ms: now_ms(),
+            generation: self.current.state.generation,
+            kind: kind.to_owned(),
+            service: Some(service.name.to_string()),
+            release: Some(live.record.id.to_string()),
+            target: Some(label.to_string()),
+            actor: OURSELVES.to_owned(),
+            message: format!("its last probe saw: {}", change.last_probe),
+        };
+        self.parts.audit.record(event);
+        self.publish();
+    }
+
+    fn find(&self, target_id: u64) -> Option<(&Service, &Activation, &Arc<str>)> {
+        self.current.services().find_map(|(service, live)| {
+            let slots = std::iter::once(&live.stable).chain(&live.canary).chain(&live.held);
+            slots.into_iter().find_map(|one| {
+                let target = one.release.targets.iter().find(|target| target.id == target_id)?;
+                Some((service, one, &target.label))
+            })
+        })
+    }
+
+    /// `record` was restored without an address for one of its names; now it has them all.
+    fn relocate(&mut self, name: &ServiceName, record: &Record, endpoints: &[Endpoint]) {
+        let Some((_, live)) = self.take_copy(name) else { return };
+        let anew = |cohort| self.parts.factory.activate(name, cohort, record, endpoints.to_vec());
+        let mut next = live.clone();
+        for (slot, cohort) in [
+            (Some(&mut next.stable), Cohort::Stable),
+            (next.canary.as_mut(), Cohort::Canary),
+            (next.held.as_mut(), Cohort::Stable),
+        ] {
+            if let Some(slot) = slot.filter(|slot| slot.record == *record) {
+                *slot = anew(cohort);
+            }
+        }
+        let replaced = activations::replaced(Some(&live), Some(&next));
+        self.change_live(name, |live| *live = next);
+        replaced.closed.iter().for_each(|release| release.close());
+    }
+
+    /// Forgets the series of releases that are in no slot and no history. Those of an operation under way
+    /// are not in the state yet.
+    fn tidy(&self) {
+        let wanted: BTreeSet<(&str, &str)> = self
+            .current
+            .state
+            .services
+            .values()
+            .flat_map(|service| {
+                let canary = service.canary.iter().map(|canary| &canary.release);
+                let slots = std::iter::once(&service.stable).chain(canary).chain(&service.held);
+                let history = service.history.iter().map(|entry| &entry.release);
+                slots.chain(history).map(|release| (service.name.as_str(), release.id.as_str()))
+            })
+            .collect();
+        let is_busy =
+            |name: &str| name.parse().is_ok_and(|name| self.parts.operations.running(&name).is_some());
+        self.parts.factory.metrics.retain(|labels: &Labels| {
+            wanted.contains(&(&*labels.service, &*labels.release)) || is_busy(&labels.service)
+        });
+    }
+}
+
+fn watched(service: &Service, activation: &Activation, role: Role) -> Vec<Watched> {
+    let targets = &activation.release.targets;
+    // Ids are unique in the process, so the first one's names the slot.
+    let group = targets.first().map_or(0, |target| target.id);
+    let one = |(address, target): (&_, &Arc<crate::release::Target>)| Watched {
+        id: target.id,
+        group,
+        endpoint: target.endpoint.clone(),
+        gate: service.policy.gate.clone(),
+        probe_host: probe_host(&service.policy, address),
+        role,
+    };
+    activation.record.targets.iter().zip(targets).map(one).collect()
+}
+
+impl Keeper {
+    /// The certificate that a service restored from the state file begins with.
+    pub async fn certificate(service: &Service) -> Option<ServiceCertificate> {
+        certificates::current(service, []).await
+    }
+}

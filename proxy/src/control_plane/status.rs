@@ -1,0 +1,97 @@
+//! What the agent says of itself: the view, its health and its operations, as the protocol's shapes.
+
+use model::health;
+use model::policy_patch;
+use model::protocol::{
+    CanaryStatus, History, HistoryItem, OutcomeName, ReleaseStatus, ServiceState, ServiceStatus, Slot,
+    TargetStateName, TargetStatus,
+};
+use model::service::{Outcome, Release as Record, Service};
+
+use super::activations::{Activation, Live};
+use super::monitor::Readings;
+use super::operations::Operations;
+use super::registry::View;
+
+pub fn services(view: &View, readings: &Readings, operations: &Operations) -> Vec<ServiceStatus> {
+    view.services().map(|(name, live)| service(name, live, readings, operations)).collect()
+}
+
+pub fn service(
+    service: &Service,
+    live: &Live,
+    readings: &Readings,
+    operations: &Operations,
+) -> ServiceStatus {
+    let stable = release(&live.stable, TargetStateName::Serving, readings);
+    let states: Vec<_> = stable.targets.iter().map(|target| target.state).collect();
+    let state = if health::is_degraded(&states) { ServiceState::Degraded } else { ServiceState::Serving };
+    let canary = service.canary.as_ref().zip(live.canary.as_ref()).map(|(canary, activation)| CanaryStatus {
+        release: release(activation, TargetStateName::Serving, readings),
+        weight: canary.weight.to_string(),
+        rollout: canary.rollout.clone(),
+        overrides: policy_patch::print_overrides(&canary.overrides),
+    });
+    ServiceStatus {
+        name: service.name.to_string(),
+        state,
+        hosts: service.policy.hosts.iter().map(ToString::to_string).collect(),
+        path_prefixes: service.policy.path_prefixes.iter().map(ToString::to_string).collect(),
+        tls: service.policy.tls.is_some(),
+        stable,
+        canary,
+        held: live.held.as_ref().map(|held| release(held, TargetStateName::Held, readings)),
+        operation: operations.running(&service.name),
+        policy: policy_patch::from_policy(&service.policy),
+    }
+}
+
+fn release(activation: &Activation, slot: TargetStateName, readings: &Readings) -> ReleaseStatus {
+    let targets = activation.release.targets.iter().enumerate().map(|(index, target)| {
+        let reading = readings.get(target.id);
+        let in_flight = activation.in_flight(index).total();
+        let state = match reading.as_ref().map_or(slot, |reading| reading.state) {
+            // It was replaced, and still answers what it was asked before.
+            TargetStateName::Held if in_flight > 0 => TargetStateName::Draining,
+            state => state,
+        };
+        let last_probe = reading.and_then(|reading| reading.last_probe);
+        TargetStatus { target: target.label.to_string(), state, in_flight, last_probe }
+    });
+    ReleaseStatus {
+        release: activation.record.id.to_string(),
+        created_ms: activation.record.created_ms,
+        targets: targets.collect(),
+    }
+}
+
+pub fn history(service: &Service) -> History {
+    let entries = service.history.iter().map(|entry| HistoryItem {
+        release: entry.release.id.to_string(),
+        targets: entry.release.targets.iter().map(ToString::to_string).collect(),
+        outcome: outcome(entry.outcome),
+        at_ms: entry.at_ms,
+        actor: entry.actor.clone(),
+        reason: entry.reason.clone(),
+        slot: slot(service, &entry.release),
+    });
+    History { service: service.name.to_string(), entries: entries.collect() }
+}
+
+fn slot(service: &Service, record: &Record) -> Option<Slot> {
+    let canary = service.canary.as_ref().map(|canary| &canary.release);
+    [(Some(&service.stable), Slot::Stable), (canary, Slot::Canary), (service.held.as_ref(), Slot::Held)]
+        .into_iter()
+        .find_map(|(release, slot)| (release == Some(record)).then_some(slot))
+}
+
+fn outcome(outcome: Outcome) -> OutcomeName {
+    match outcome {
+        Outcome::Deployed => OutcomeName::Deployed,
+        Outcome::RolledBack => OutcomeName::RolledBack,
+        Outcome::Refused => OutcomeName::Refused,
+        Outcome::Reverted => OutcomeName::Reverted,
+        Outcome::Aborted => OutcomeName::Aborted,
+        Outcome::Promoted => OutcomeName::Promoted,
+    }
+}

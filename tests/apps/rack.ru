@@ -1,0 +1,61 @@
+# A release in a third of a second: plain Rack for stories that need many Pumas.
+#
+# RELEASE names the release, and BAD=redirect makes it one that must never serve; every answer carries it in X-Release, with the time at which the app saw the request.
+# The harness holds the other end of stdin: when the tests end, however they end, so does this Puma.
+require "digest"
+require "json"
+
+Thread.new { $stdin.read; exit!(0) } if ENV["HARNESS_HOLDS_STDIN"]
+
+release = ENV.fetch("RELEASE", "unnamed")
+
+# Answers bytes that differ from place to place, so that a lost or doubled piece shows.
+class Countdown
+  def initialize(pieces, pause)
+    @pieces = pieces
+    @pause = pause
+  end
+
+  def each
+    @pieces.times do |n|
+      yield "piece #{n}\n"
+      sleep @pause
+    end
+  end
+end
+
+app = lambda do |env|
+  headers = {
+    "Content-Type" => "text/plain",
+    "X-Release" => release,
+    "X-Served-At-Ms" => (Time.now.to_f * 1000).round.to_s,
+    "X-Seen-Request-Start" => env["HTTP_X_REQUEST_START"].to_s,
+  }
+  query = Rack::Utils.parse_query(env["QUERY_STRING"])
+  case env["PATH_INFO"]
+  when "/up"
+    if ENV["BAD"] == "redirect"
+      [301, headers.merge("Location" => "https://#{env["HTTP_HOST"]}/up"), []]
+    else
+      [200, headers, ["up"]]
+    end
+  when "/slow"
+    sleep query.fetch("s", "1").to_f
+    [200, headers, ["slow answer of #{release}"]]
+  when "/upload"
+    body = env["rack.input"].read
+    [200, headers, [JSON.generate("release" => release, "bytes" => body.bytesize, "sha256" => Digest::SHA256.hexdigest(body))]]
+  when "/stream"
+    [200, headers, Countdown.new(query.fetch("n", "5").to_i, query.fetch("pause", "0.1").to_f)]
+  when "/headers"
+    seen = env.select { |name, _| name.start_with?("HTTP_") || %w[REQUEST_METHOD PATH_INFO QUERY_STRING REMOTE_ADDR].include?(name) }
+    [200, headers.merge("Content-Type" => "application/json"), [JSON.generate(seen)]]
+  when "/status"
+    status = query.fetch("code").to_i
+    [status, [204, 304].include?(status) ? headers.reject { |name, _| name == "Content-Type" } : headers, []]
+  else
+    [200, headers, [release]]
+  end
+end
+
+run app

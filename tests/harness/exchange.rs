@@ -1,0 +1,204 @@
+//! One request, one answer, over whatever connects: TCP, TLS, a unix socket; HTTP/1.1 or HTTP/2.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode, Version};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+
+use crate::runtime::runtime;
+use crate::tls;
+use crate::wait::PATIENCE;
+
+/// A request that has not been sent yet.
+#[derive(Clone)]
+pub struct Ask {
+    host: String,
+    path: String,
+    method: Method,
+    headers: Vec<(String, String)>,
+    body: Bytes,
+    version: Version,
+    tls: bool,
+    /// The name in the handshake, if it is not the host.
+    server_name: Option<String>,
+}
+
+/// A whole answer.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub version: Version,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    pub trailers: HeaderMap,
+}
+
+impl Ask {
+    pub fn get(host: &str, path: &str) -> Self {
+        Self {
+            host: host.to_owned(),
+            path: path.to_owned(),
+            method: Method::GET,
+            headers: Vec::new(),
+            body: Bytes::new(),
+            version: Version::HTTP_11,
+            tls: false,
+            server_name: None,
+        }
+    }
+
+    /// With a body that is no form: Rack would parse a form on its own.
+    pub fn post(host: &str, path: &str, body: impl Into<Bytes>) -> Self {
+        let headers = vec![("content-type".to_owned(), "application/octet-stream".to_owned())];
+        Self { method: Method::POST, headers, body: body.into(), ..Self::get(host, path) }
+    }
+
+    pub fn method(mut self, method: &str) -> Self {
+        self.method = method.parse().expect("a method");
+        self
+    }
+
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// HTTP/2, by ALPN over TLS and by prior knowledge otherwise.
+    pub fn h2(mut self) -> Self {
+        self.version = Version::HTTP_2;
+        self
+    }
+
+    /// Over TLS, whoever signed the certificate.
+    pub fn tls(mut self) -> Self {
+        self.tls = true;
+        self
+    }
+
+    /// Shakes hands for another name than it asks for.
+    pub fn under(mut self, name: &str) -> Self {
+        self.server_name = Some(name.to_owned());
+        self
+    }
+
+    #[track_caller]
+    pub fn at(&self, address: SocketAddr) -> Answer {
+        self.try_at(address).unwrap_or_else(|why| panic!("{} {}{}: {why}", self.method, self.host, self.path))
+    }
+
+    pub fn try_at(&self, address: SocketAddr) -> Result<Answer, String> {
+        runtime().block_on(within(PATIENCE, async {
+            let tcp = TcpStream::connect(address).await.map_err(say)?;
+            tcp.set_nodelay(true).map_err(say)?;
+            if self.tls {
+                let h2 = self.version == Version::HTTP_2;
+                let name = self.server_name.as_ref().unwrap_or(&self.host);
+                let tls = tls::connect(tcp, name, if h2 { &["h2"] } else { &["http/1.1"] }).await?;
+                self.over(tls).await
+            } else {
+                self.over(tcp).await
+            }
+        }))
+    }
+
+    pub fn try_at_socket(&self, path: &Path) -> Result<Answer, String> {
+        runtime().block_on(within(PATIENCE, async {
+            self.over(UnixStream::connect(path).await.map_err(say)?).await
+        }))
+    }
+
+    async fn over<Io>(&self, io: Io) -> Result<Answer, String>
+    where
+        Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let io = TokioIo::new(io);
+        // The connection is driven beside the request and ends with it.
+        if self.version == Version::HTTP_2 {
+            let (mut sender, connection) =
+                hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.map_err(say)?;
+            let answer =
+                async { collect(sender.send_request(self.request(true)?).await.map_err(say)?).await };
+            tokio::select! { answer = answer => answer, Err(error) = connection => Err(say(error)) }
+        } else {
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.map_err(say)?;
+            let answer =
+                async { collect(sender.send_request(self.request(false)?).await.map_err(say)?).await };
+            tokio::pin!(answer);
+            tokio::select! {
+                answer = &mut answer => answer,
+                // Over after its last answer is fine: the answer is then in the other branch's hands.
+                ended = connection => match ended {
+                    Ok(()) => answer.await,
+                    Err(error) => Err(say(error)),
+                },
+            }
+        }
+    }
+
+    fn request(&self, h2: bool) -> Result<Request<Full<Bytes>>, String> {
+        let scheme = if self.tls { "https" } else { "http" };
+        let mut request = Request::builder().method(self.method.clone());
+        request = if h2 {
+            request.uri(format!("{scheme}://{}{}", self.host, self.path))
+        } else {
+            request.uri(&self.path).header("host", &self.host)
+        };
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
+        }
+        request.body(Full::new(self.body.clone())).map_err(say)
+    }
+}
+
+impl Answer {
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("not JSON: {error}\n{self}"))
+    }
+
+    /// The header's value, or nothing.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {} {:#?}\n{}", self.version, self.status, self.headers, self.text())
+    }
+}
+
+pub(crate) async fn collect(response: http::Response<hyper::body::Incoming>) -> Result<Answer, String> {
+    let (head, body) = response.into_parts();
+    let collected = body.collect().await.map_err(|error| format!("the body broke off: {}", say(error)))?;
+    let trailers = collected.trailers().cloned().unwrap_or_default();
+    let body = collected.to_bytes();
+    Ok(Answer { status: head.status, version: head.version, headers: head.headers, body, trailers })
+}
+
+/// An error and what it came from, in one line.
+pub(crate) fn say(error: impl std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        line = format!("{line}: {cause}");
+        source = cause.source();
+    }
+    line
+}
+
+async fn within<T>(limit: Duration, attempt: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    timeout(limit, attempt).await.unwrap_or_else(|_| Err(format!("no end within {limit:?}")))
+}

@@ -1,0 +1,41 @@
+//! What the stories stand on: the real binaries, real Pumas, clients that notice everything, and a few
+//! peers that misbehave on purpose. What Portcullis promises is written in the stories, not here.
+//!
+//! Stories are plain `#[test]` functions. Whatever must go on meanwhile (load, sockets) runs on one runtime
+//! of the harness, so that a story that waits for a command never holds it up.
+
+mod agentctl;
+mod binaries;
+mod browser;
+mod clock;
+mod daemon;
+mod exchange;
+mod load;
+mod puma;
+mod raw;
+mod recorder;
+mod redis;
+mod rogue;
+mod runtime;
+mod tls;
+mod wait;
+mod websocket;
+mod world;
+
+pub use agentctl::{Agentctl, Ran};
+pub use binaries::{binaries_dir, binary_for_everybody, workspace_root};
+pub use browser::Browser;
+pub use clock::now_ms;
+pub use daemon::{Daemon, DaemonOptions};
+pub use exchange::{Answer, Ask};
+pub use load::{Load, LoadPlan, Sample, Summary};
+pub use puma::{App, Puma};
+pub use raw::Raw;
+pub use recorder::{Received, Recorder};
+pub use redis::Redis;
+pub use rogue::{Rogue, refused_address};
+pub use runtime::until_interrupted;
+pub use tls::{Authority, Handshake, handshake};
+pub use wait::{PATIENCE, eventually};
+pub use websocket::{Socket, SocketEvent};
+pub use world::World;

@@ -1,0 +1,80 @@
+//! A daemon, its operator and its Pumas: where most stories begin.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use crate::agentctl::{Agentctl, Ran};
+use crate::daemon::{Daemon, DaemonOptions};
+use crate::exchange::{Answer, Ask};
+use crate::load::{Load, LoadPlan};
+
+pub struct World {
+    // Dropped in this order: the daemon before its directory.
+    pub daemon: Daemon,
+    dir: TempDir,
+}
+
+impl World {
+    pub fn start() -> Self {
+        Self::with(DaemonOptions::default())
+    }
+
+    /// A daemon with further arguments of `portcullis run`.
+    pub fn with_args<const N: usize>(args: [&str; N]) -> Self {
+        Self::with(DaemonOptions { args: args.map(Into::into).to_vec(), ..DaemonOptions::default() })
+    }
+
+    pub fn with(options: DaemonOptions) -> Self {
+        let dir = tempfile::Builder::new().prefix("pc").tempdir().expect("a temporary directory");
+        Self { daemon: Daemon::start(dir.path(), options), dir }
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn http(&self) -> SocketAddr {
+        self.daemon.http()
+    }
+
+    pub fn operator(&self) -> Agentctl {
+        Agentctl::new(&self.daemon.control())
+    }
+
+    /// `agentctl` with these arguments.
+    pub fn agentctl<const N: usize>(&self, args: [&str; N]) -> Ran {
+        self.operator().run(args)
+    }
+
+    /// Deploys `target` to the service `shop` at `shop.test`, without bake.
+    #[track_caller]
+    pub fn deploy(&self, target: &str) -> Ran {
+        let host = ["--host", "shop.test", "--bake", "0s"];
+        self.operator().run(["deploy", "shop", "--target", target].into_iter().chain(host)).succeeds()
+    }
+
+    /// The same with `--json`, for its events.
+    #[track_caller]
+    pub fn deploy_with(&self, target: &str, more: &[&str]) -> Ran {
+        let args = ["deploy", "shop", "--target", target, "--host", "shop.test", "--bake", "0s"];
+        self.operator().run(args.iter().chain(more)).succeeds()
+    }
+
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Answer {
+        Ask::get("shop.test", path).at(self.http())
+    }
+
+    /// Steady load on `shop.test`: a few connections of each protocol.
+    pub fn load(&self, path: &str) -> Load {
+        Load::start(self.http(), LoadPlan { path: path.to_owned(), ..LoadPlan::default() })
+    }
+
+    /// The same over TLS.
+    pub fn load_over_tls(&self, path: &str) -> Load {
+        let plan = LoadPlan { path: path.to_owned(), tls: true, ..LoadPlan::default() };
+        Load::start(self.daemon.https(), plan)
+    }
+}

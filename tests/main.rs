@@ -1,0 +1,13 @@
+//! Black-box stories: each file keeps one promise of Portcullis, with the real binaries and real Pumas.
+
+mod canary;
+mod cli;
+mod cutover;
+mod dependencies;
+mod gate;
+mod harness_itself;
+mod hygiene;
+mod proxying;
+mod rollback;
+mod state;
+mod tls;
