@@ -11,7 +11,8 @@ fn table(services: usize) -> RouteTable<usize> {
     let mut table = RouteTable::default();
     for n in 0..services {
         let hosts = [format!("shop{n}.example.com").parse().unwrap_or_else(|_| unreachable!())];
-        let prefixes = ["/", "/admin", "/api/v1"].map(|prefix| prefix.parse().unwrap_or_else(|_| unreachable!()));
+        let prefixes =
+            ["/", "/admin", "/api/v1"].map(|prefix| prefix.parse().unwrap_or_else(|_| unreachable!()));
         assert!(table.bind(&hosts, &prefixes, &n).is_ok());
     }
     table

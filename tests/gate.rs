@@ -96,77 +96,166 @@ fn bad_rails(bad: &str, more: &[(&str, &str)]) -> Puma {
 #[test]
 fn nothing_listens() {
     let refusal = refused(&refused_address().to_string(), "2s").is("refused");
-    says!(refusal, @"");
+    says!(refusal, @r#"
+        error: release `r2` of `shop` did not pass its gate; traffic is unchanged
+        cause: target `TARGET`: nothing listens on TARGET
+        found: nothing listens on TARGET (refused at `TARGET`)
+          probes: connection refused ×N
+        hint:  see whether the app runs, on which port (`ss -ltnp`, `docker ps`), and whether it has exited (its log); in a container Puma must not listen on 127.0.0.1 only: `bind "tcp://0.0.0.0:PORT"` in config/puma.rb, or `bin/rails server -b 0.0.0.0 -p PORT`
+    "#);
 }
 
 #[test]
 fn connections_are_reset() {
     let rogue = Rogue::resetting();
     let refusal = refused(&rogue.target(), "2s").is("reset");
-    says!(refusal, @"");
+    says!(refusal, @r#"
+        error: release `r2` of `shop` did not pass its gate; traffic is unchanged
+        cause: target `TARGET`: TARGET takes connections and resets them without an answer
+        found: TARGET takes connections and resets them without an answer (reset at `TARGET`)
+          probes: connection reset ×N
+        hint:  behind a port that Docker publishes this means that nothing listens inside the container: let Puma listen on all its addresses (`bind "tcp://0.0.0.0:PORT"` in config/puma.rb) and publish that very port
+    "#);
 }
 
 #[test]
 fn no_answer_comes() {
     let puma = bad_rails("silent", &[]);
     let refusal = refused(&puma.target(), "4s").is("no_answer");
-    says!(refusal, @"");
+    says!(refusal, @r#"
+        error: release `r2` of `shop` did not pass its gate; traffic is unchanged
+        cause: target `TARGET`: TARGET takes connections, but `GET /up` got no answer within TIME
+        found: TARGET takes connections, but `GET /up` got no answer within TIME (no_answer at `TARGET`)
+          probes: no answer
+        hint:  the app hangs while it boots or while it answers (a database or lock that it waits for), or all its Puma threads are busy; let `/up` depend on nothing slow, and give it longer with `--health-check-timeout` if it needs that
+    "#);
 }
 
 #[test]
 fn force_ssl_redirects_the_probe() {
     let puma = bad_rails("redirect", &[]);
     let refusal = refused(&puma.target(), "60s").is("redirect_to_https").ended_early();
-    says!(refusal, @"");
+    says!(refusal, @r#"
+        error: release `r2` of `shop` did not pass its gate; traffic is unchanged
+        cause: target `TARGET`: `GET /up` is redirected to https://shop.test/up, although the probe says `X-Forwarded-Proto: https`
+        found: `GET /up` is redirected to https://shop.test/up, although the probe says `X-Forwarded-Proto: https` (redirect_to_https at `TARGET`)
+          probes: 301 to https://shop.test/up ×N
+          last answer:
+          | You are being redirected.
+        hint:  let the app trust the proxy in front of it with `config.assume_ssl = true` in config/environments/production.rs (Rails 7.1 and later), or leave the path out of `force_ssl`: `config.ssl_options = { redirect: { exclude: ->(request) { request.path == "/up" } } }`
+    "#);
 }
 
 #[test]
 fn the_host_is_blocked_as_in_production() {
     let puma = bad_rails("blocked_host", &[]);
     let refusal = refused(&puma.target(), "60s").is("blocked_host").ended_early();
-    says!(refusal, @"");
+    says!(refusal, @r#"
+        error: release `r2` of `shop` did not pass its gate; traffic is unchanged
+        cause: target `TARGET`: `GET /up` with `Host: shop.test` answered an empty 403, which is how Rails's host authorization blocks a host in production
+        found: `GET /up` with `Host: shop.test` answered an empty 403, which is how Rails's host authorization blocks a host in production (blocked_host at `TARGET`)
+          probes: 403 ×N
+        hint:  add `config.hosts << "shop.test"` to config/environments/production.rs, or let the path through: `config.host_authorization = { exclude: ->(request) { request.path == "/up" } }`, or probe with a host that the app knows: `--health-check-host NAME`
+    "#);
 }
 
 #[test]
 fn the_host_is_blocked_as_in_development() {
     let puma = bad_rails("blocked_host", &[("SHOW_ERRORS", "1")]);
     let refusal = refused(&puma.target(), "60s").is("blocked_host").ended_early();
-    says!(refusal, @"");
+    says!(refusal, @r#"
+        error: release `r2` of `shop` did not pass its gate; traffic is unchanged
+        cause: target `TARGET`: Rails's host authorization blocks `Host: shop.test`, which the probe sends
+        found: Rails's host authorization blocks `Host: shop.test`, which the probe sends (blocked_host at `TARGET`)
+          probes: 403 ×N
+          last answer:
+          | Action Controller: Exception caught
+          | Blocked host: shop.test
+          | To allow requests to shop.test make sure it is a valid hostname (containing only numbers, letters, dashes and dots), then add the following to your environment…
+          | config.hosts << "shop.test"
+        hint:  add `config.hosts << "shop.test"` to config/environments/production.rs, or let the path through: `config.host_authorization = { exclude: ->(request) { request.path == "/up" } }`, or probe with a host that the app knows: `--health-check-host NAME`
+    "#);
 }
 
 #[test]
 fn there_is_no_such_route() {
     let puma = bad_rails("missing_route", &[]);
     let refusal = refused(&puma.target(), "60s").is("not_found").ended_early();
-    says!(refusal, @"");
+    says!(refusal, @r#"
+        error: release `r2` of `shop` did not pass its gate; traffic is unchanged
+        cause: target `TARGET`: `GET /up` answered 404: the app has no such route
+        found: `GET /up` answered 404: the app has no such route (not_found at `TARGET`)
+          probes: 404 ×N
+        hint:  Rails 7.1 and later: `get "up" => "rails/health#show", as: :rails_health_check` in config/routes.rs; before: `get "up", to: ->(_env) { [200, {}, ["up"]] }`; or name a path that answers 200 with `--health-check-path`
+    "#);
 }
 
 #[test]
 fn a_migration_is_pending() {
     let puma = bad_rails("pending_migration", &[]);
     let refusal = refused(&puma.target(), "60s").is("pending_migration").ended_early();
-    says!(refusal, @"");
+    says!(refusal, @r#"
+        error: release `r2` of `shop` did not pass its gate; traffic is unchanged
+        cause: target `TARGET`: the database lacks migrations of this release (`GET /up` answered 500: ActiveRecord::PendingMigrationError)
+        found: the database lacks migrations of this release (`GET /up` answered 500: ActiveRecord::PendingMigrationError) (pending_migration at `TARGET`)
+          probes: 500 ×N
+          last answer:
+          | Action Controller: Exception caught
+          | ActiveRecord::PendingMigrationError
+          | Migrations are pending. To resolve this issue, run:
+          | bin/rails db:migrate RAILS_ENV=production
+          | You have 1 pending migration:
+          | 20260101000000_create_orders.rb
+          | Extracted source (around line #625):
+          | 623
+          | 624
+          | 625
+          | 626
+          | 627
+          | … 7 more
+        hint:  run `bin/rails db:migrate` with the new release's code before it is deployed (Kamal's images do it in bin/docker-entrypoint with `bin/rails db:prepare`); write migrations so that the release that serves now still works with them
+    "#);
 }
 
 #[test]
 fn the_app_fails() {
     let puma = bad_rails("broken", &[]);
     let refusal = refused(&puma.target(), "3s").is("server_error");
-    says!(refusal, @"");
+    says!(refusal, @r#"
+        error: release `r2` of `shop` did not pass its gate; traffic is unchanged
+        cause: target `TARGET`: `GET /up` answered 500: the payment provider's key is missing
+        found: `GET /up` answered 500: the payment provider's key is missing (server_error at `TARGET`)
+          probes: 500 ×N
+          last answer:
+          | the payment provider's key is missing
+        hint:  the app boots and then fails: the exception stands in its log (`docker logs`, log/production.log); common causes are a missing RAILS_MASTER_KEY or SECRET_KEY_BASE, and a database that cannot be reached
+    "#);
 }
 
 #[test]
 fn another_protocol_lives_on_the_port() {
     let rogue = Rogue::speaking_ssh();
     let refusal = refused(&rogue.target(), "60s").is("wrong_protocol").ended_early();
-    says!(refusal, @"");
+    says!(refusal, @r#"
+        error: release `r2` of `shop` did not pass its gate; traffic is unchanged
+        cause: target `TARGET`: TARGET does not speak HTTP but SSH
+        found: TARGET does not speak HTTP but SSH (wrong_protocol at `TARGET`)
+          probes: not HTTP/1.1 but SSH ×N
+        hint:  that is not the app's port: `ss -ltnp` shows who listens where; name Puma's port in `--target`, and in `--health-check-port` if you set one
+    "#);
 }
 
 #[test]
 fn redis_lives_on_the_port() {
     let redis = harness::Redis::start();
     let refusal = refused(&redis.target(), "60s").is("wrong_protocol").ended_early();
-    says!(refusal, @"");
+    says!(refusal, @r#"
+        error: release `r2` of `shop` did not pass its gate; traffic is unchanged
+        cause: target `TARGET`: TARGET does not speak HTTP but Redis
+        found: TARGET does not speak HTTP but Redis (wrong_protocol at `TARGET`)
+          probes: not HTTP/1.1 but Redis ×N
+        hint:  that is not the app's port: `ss -ltnp` shows who listens where; name Puma's port in `--target`, and in `--health-check-port` if you set one
+    "#);
 }
 
 #[test]
@@ -175,14 +264,28 @@ fn the_port_speaks_tls() {
     let (certificate, key) = authority.certify("shop.test");
     let puma = Puma::speaking_tls(App::Rack, "bad", &certificate, &key);
     let refusal = refused(&puma.target(), "60s").is("tls_on_port").ended_early();
-    says!(refusal, @"");
+    says!(refusal, @r#"
+        error: release `r2` of `shop` did not pass its gate; traffic is unchanged
+        cause: target `TARGET`: TARGET speaks TLS, and Portcullis speaks plain HTTP to targets
+        found: TARGET speaks TLS, and Portcullis speaks plain HTTP to targets (tls_on_port at `TARGET`)
+          probes: TLS on the port ×N
+        hint:  TLS ends at Portcullis: let Puma listen with `bind "tcp://0.0.0.0:PORT"` instead of `ssl://…` or `ssl_bind`, and deploy with that port in `--target`
+    "#);
 }
 
 #[test]
 fn the_boot_takes_longer_than_the_deploy_may() {
     let puma = bad_rails("slow_boot", &[("SLOW_BOOT_S", "600")]);
     let refusal = refused(&puma.target(), "3s").is("slow_boot");
-    says!(refusal, @"");
+    says!(refusal, @r#"
+        error: release `r2` of `shop` did not pass its gate; traffic is unchanged
+        cause: target `TARGET`: the app on TARGET listens, but still answered 503 when the deploy timeout of 3s ran out
+        found: the app on TARGET listens, but still answered 503 when the deploy timeout of 3s ran out (slow_boot at `TARGET`)
+          probes: 503 ×N
+          last answer:
+          | up
+        hint:  it says itself that it is not ready: allow a longer boot, such as `--deploy-timeout 1m`, or look in its log for what it waits for
+    "#);
 }
 
 #[test]

@@ -289,7 +289,7 @@ impl Values<'_> {
 
     fn seen_value(&self, name: &str) -> Option<String> {
         let text = match (name, self.timeline.last()) {
-            ("waited", Some(ProbeOutcome::Timeout { after })) => probe::print_ms(*after),
+            ("waited", Some(ProbeOutcome::Timeout { after })) => probe::print_rounded(*after),
             ("protocol", Some(ProbeOutcome::NotHttp(protocol))) => protocol.to_string(),
             ("detail", Some(ProbeOutcome::Unreachable(text))) => text.clone(),
             ("status", Some(ProbeOutcome::Answer(answer))) => answer.status.to_string(),

@@ -92,7 +92,7 @@ impl fmt::Display for ProbeOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.summary())?;
         match self {
-            Self::Timeout { after } => write!(f, " within {}", print_ms(*after)),
+            Self::Timeout { after } => write!(f, " within {}", print_rounded(*after)),
             Self::Answer(answer) => write!(f, " in {}ms", answer.elapsed.as_millis()),
             _ => Ok(()),
         }
@@ -109,9 +109,11 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// Nobody wants to read the nanoseconds of a deadline that was cut short.
-pub(crate) fn print_ms(duration: Duration) -> String {
-    duration::print(Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+/// To two or three figures: a deadline that was cut short is 1.9997 s, and means 2 s.
+pub(crate) fn print_rounded(duration: Duration) -> String {
+    let step: u128 = if duration < Duration::from_secs(1) { 10 } else { 100 };
+    let rounded = (duration.as_millis() + step / 2) / step * step;
+    duration::print(Duration::from_millis(u64::try_from(rounded).unwrap_or(u64::MAX)))
 }
 
 /// The protocol that begins like this; `None` if it may be HTTP/1.
@@ -266,7 +268,7 @@ mod tests {
         };
         for (outcome, want) in [
             (ProbeOutcome::Refused, "connection refused"),
-            (ProbeOutcome::Timeout { after: Duration::from_micros(1_999_700) }, "no answer within 1s999ms"),
+            (ProbeOutcome::Timeout { after: Duration::from_micros(1_999_700) }, "no answer within 2s"),
             (ProbeOutcome::Timeout { after: Duration::from_secs(2) }, "no answer within 2s"),
             (ProbeOutcome::NotHttp(Protocol::Named("SSH")), "not HTTP/1.1 but SSH"),
             (ProbeOutcome::NotHttp(Protocol::Unknown("\u{1b}[2J".into())), "not HTTP/1.1 but `·[2J`"),

@@ -33,6 +33,14 @@ pub enum AppError {
     Worker { index: usize },
 }
 
+/// The soft limit of descriptors is for programs that use `select`; this one may have all of the hard one.
+pub fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Where it is forbidden the soft limit stays, and the limit of connections is read from it.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+}
+
 /// Runs until SIGTERM or SIGINT, then drains. A second signal ends it at once.
 pub fn run(config: Config) -> Result<(), AppError> {
     let runtime =

@@ -250,6 +250,14 @@ fn resolve(flags: Flags, raw: RawConfig) -> Result<Config, ConfigError> {
 }
 
 fn resolve_limits(raw: &RawLimits) -> Result<Limits, ConfigError> {
+    for (key, is_zero) in [
+        ("limits.connections", raw.connections == Some(0)),
+        ("limits.http2_streams", raw.http2_streams == Some(0)),
+    ] {
+        if is_zero {
+            return Err(ConfigError::Value { key, message: "it must be at least 1".to_owned() });
+        }
+    }
     Ok(Limits {
         connections: raw.connections.unwrap_or_else(connections_that_fit),
         handshake_timeout: duration("limits.handshake_timeout", raw.handshake_timeout.as_ref(), 10)?,
@@ -317,6 +325,7 @@ mod tests {
             ("workers = 0", "from 1 to 256"),
             ("[limits]\nkeep_alive_timeout = \"75\"", "such as `30s`"),
             ("[limits]\nstall_timeout = \"0s\"", "longer than 0s"),
+            ("[limits]\nconnections = 0", "at least 1"),
             ("trusted_proxies = [\"10.0.0.0/33\"]", "trusted_proxies"),
         ] {
             let error = config(text).unwrap_err();

@@ -60,8 +60,10 @@ pub struct ControlPlaneConfig {
     pub state_dir: PathBuf,
     pub workers: usize,
     pub groups: Groups,
-    /// Any text; `None`: one of this VM's own, made at the first start.
-    pub fleet_secret: Option<String>,
+    /// `None`: one of this VM's own, made at the first start.
+    pub fleet_secret: Option<FleetSecret>,
+    /// Of the daemon, for the status.
+    pub version: String,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +89,6 @@ pub struct ControlPlane {
     audit: Audit,
     operations: Operations,
     unlocated: Vec<restore::Unlocated>,
-    shutdown: CancellationToken,
     started_ms: u64,
     /// Locks the state directory for as long as this lives.
     _dir: StateDir,
@@ -99,11 +100,9 @@ impl ControlPlane {
         config: ControlPlaneConfig,
         published: Published,
         metrics: Arc<Metrics>,
-        shutdown: CancellationToken,
     ) -> Result<Self, ControlPlaneError> {
         let started_ms = now_ms();
-        let path = config.state_dir.clone();
-        let secret = config.fleet_secret.as_ref().map(|text| FleetSecret::new(text.as_bytes()));
+        let (path, secret) = (config.state_dir.clone(), config.fleet_secret.clone());
         let (dir, file, loaded, secret) = tokio::task::spawn_blocking(move || {
             let dir = StateDir::open(&path)?;
             let file = StateFile::in_dir(dir.path());
@@ -113,7 +112,8 @@ impl ControlPlane {
         })
         .await??;
         restore::report(&loaded);
-        let factory = || Factory { metrics: Arc::clone(&metrics), workers: config.workers };
+        let workers = config.workers;
+        let factory = || Factory { metrics: Arc::clone(&metrics), workers };
         let (view, unlocated) = restore::view(loaded.state, &factory(), dir.path()).await;
         let (audit, operations) = (Audit::default(), Operations::default());
         let parts = Parts {
@@ -133,26 +133,18 @@ impl ControlPlane {
             audit,
             operations,
             unlocated,
-            shutdown,
             started_ms,
             _dir: dir,
         })
     }
 
-    /// Opens the control socket and serves until the shutdown, then until every operation has come to its end.
-    pub async fn serve(self, listeners: Listeners) -> Result<(), ControlPlaneError> {
-        let Self {
-            config,
-            registry,
-            keeper,
-            factory,
-            audit,
-            operations,
-            unlocated,
-            shutdown,
-            started_ms,
-            _dir,
-        } = self;
+    /// Opens the control socket and serves until `shutdown`, then until every operation has come to its end.
+    pub async fn serve(
+        self,
+        listeners: Listeners,
+        shutdown: CancellationToken,
+    ) -> Result<(), ControlPlaneError> {
+        let Self { config, registry, keeper, factory, audit, operations, unlocated, started_ms, _dir } = self;
         let operate = config.groups.operate.clone();
         let group = tokio::task::spawn_blocking(move || Accounts::read().ok()?.group_id(&operate)).await?;
         let bound = socket::bind(&config.control_path, group)?;
@@ -169,7 +161,13 @@ impl ControlPlane {
             shutdown: shutdown.clone(),
         });
         tasks.spawn(restore::locate(unlocated, registry, shutdown.clone()));
-        let api = Arc::new(Api { context, groups: config.groups, started_ms, workers: config.workers });
+        let api = Arc::new(Api {
+            context,
+            groups: config.groups,
+            version: config.version,
+            started_ms,
+            workers: config.workers,
+        });
         let serving = async {
             server::serve(bound, api, shutdown).await;
             // No new operation can begin; those under way end by themselves. With the last of them the

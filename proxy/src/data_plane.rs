@@ -1,12 +1,15 @@
 //! The fast half: moves bytes between clients and targets, on one thread per core, and believes the
 //! snapshot.
 
+pub mod activity;
 pub mod answer;
 pub mod body;
 pub mod client_io;
 pub mod exchange;
 pub mod forward;
+pub mod head_guard;
 pub mod headers;
+pub mod http2_stream;
 pub mod hygiene;
 pub mod layers;
 pub mod listener;

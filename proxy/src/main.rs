@@ -36,6 +36,7 @@ fn main() -> ExitCode {
     let Command::Run(flags) = Cli::parse().command;
     let filter = EnvFilter::try_from_env("PORTCULLIS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().json().with_writer(std::io::stderr).with_env_filter(filter).init();
+    app::raise_descriptor_limit();
     let config = match Config::load(*flags) {
         Ok(config) => config,
         Err(error) => return fail(&error, 2),

@@ -4,6 +4,7 @@
 //! changes in place; what changes by the request (who is in flight, counters) hangs below it in `release`
 //! and `telemetry`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
@@ -19,6 +20,8 @@ pub struct Snapshot {
     /// Grows by one with every accepted change.
     pub generation: u64,
     pub routes: RouteTable<Arc<Service>>,
+    /// By name: those of `routes`.
+    pub services: HashMap<Arc<str>, Arc<Service>>,
     /// By server name; every name of every service with TLS has one.
     pub certificates: HostMap<Option<Arc<CertifiedKey>>>,
 }

@@ -36,21 +36,32 @@ impl StateDir {
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
         let failed = |source| StateDirError::Open { path: path.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
-        let mut options = OpenOptions::new();
-        options.create(true).truncate(false).write(true).mode(0o600);
-        let lock = options.open(path.join(LOCK)).map_err(failed)?;
+        let lock = open_lock(&path.join(LOCK)).map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(StateDirError::InUse { path: path.to_owned() }),
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
-        remove_unfinished(path).map_err(failed)?;
+        if let Err(error) = remove_unfinished(path) {
+            // On a disk that became read-only, what was served before is still to be served.
+            tracing::warn!(path = %path.display(), %error, "cannot remove unfinished files");
+        }
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Opened for reading: a file open for writing would keep its file system from becoming read-only.
+fn open_lock(path: &Path) -> io::Result<File> {
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        opened => return opened,
+    }
+    OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    File::open(path)
 }
 
 fn remove_unfinished(path: &Path) -> io::Result<()> {

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 pub use self::resolve::{ResolveError, resolve};
-use crate::data_plane::upstream::probe::probe;
+use crate::data_plane::upstream::probe::{Look, probe};
 use crate::release::Endpoint;
 
 /// With less time than this left, one more probe would show its own deadline and not the target.
@@ -152,7 +152,7 @@ impl Candidate {
             return Duration::ZERO;
         }
         let timeout = if waiting { allowed.min(left.max(LAST_PROBE_MIN)) } else { allowed };
-        let outcome = probe(&self.endpoint, &self.gate, &self.host, timeout).await;
+        let outcome = probe(&self.endpoint, &self.gate, &self.host, timeout, Look::Closer).await;
         let elapsed = self.started.elapsed();
         let action = health.step(health_event(&outcome), elapsed, &self.gate, true);
         let passes = if action == health::Action::Warm { self.gate.rise } else { health.passes() };

@@ -30,6 +30,7 @@ const SSH_CONNECTION: &str = "x-portcullis-ssh-connection";
 pub struct Api {
     pub context: Arc<Context>,
     pub groups: Groups,
+    pub version: String,
     pub started_ms: u64,
     pub workers: usize,
 }
@@ -164,7 +165,7 @@ fn agent_status(api: &Api) -> Status {
     let context = &api.context;
     let view = context.registry.view();
     Status {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: api.version.clone(),
         pid: std::process::id(),
         started_ms: api.started_ms,
         generation: view.state.generation,

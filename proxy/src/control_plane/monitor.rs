@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 pub use self::readings::{HealthChange, Reading, Readings};
 use super::gate::jittered;
-use crate::data_plane::upstream::probe::probe;
+use crate::data_plane::upstream::probe::{Look, probe};
 use crate::release::Endpoint;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,7 +130,8 @@ async fn keep_probing(
         loop {
             let target = watched.borrow_and_update().clone();
             let timeout = readings.probe_timeout(&target);
-            let outcome = probe(&target.endpoint, &target.gate, &target.probe_host, timeout).await;
+            let outcome =
+                probe(&target.endpoint, &target.gate, &target.probe_host, timeout, Look::Quick).await;
             // A closed channel means that the owner of the state is shutting down; so will this.
             if let Some(change) = readings.record(&target, &outcome)
                 && changes.send(change).await.is_err()

@@ -1,5 +1,6 @@
 //! Builds the snapshot: what the data plane is to believe, out of the state, its activations and their health.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use model::canary::{Assignment, Cohort, FleetSecret};
@@ -18,7 +19,7 @@ pub type States<'s> = &'s dyn Fn(u64) -> TargetState;
 
 pub fn build(view: &View, states: States<'_>, secret: &FleetSecret) -> Snapshot {
     let owners = owners(view);
-    let mut routes = RouteTable::default();
+    let (mut routes, mut services) = (RouteTable::default(), HashMap::new());
     for (service, live) in view.services() {
         let route = Arc::new(snapshot::Service {
             name: service.name.as_str().into(),
@@ -30,9 +31,11 @@ pub fn build(view: &View, states: States<'_>, secret: &FleetSecret) -> Snapshot 
         if routes.bind(&service.policy.hosts, &service.policy.path_prefixes, &route).is_err() {
             // `changes` lets no conflict into the state, but a file may have been edited.
             tracing::error!(service = %service.name, "another service has its routes; it is not served");
+            continue;
         }
+        services.insert(Arc::clone(&route.name), route);
     }
-    Snapshot { generation: view.state.generation, routes, certificates: certificates(view) }
+    Snapshot { generation: view.state.generation, routes, services, certificates: certificates(view) }
 }
 
 fn slot(activation: &Activation, cohort: Cohort, states: States<'_>) -> Slot {

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use hyper::body::Incoming;
 use model::reason::Reason;
 use tokio::time::{Instant, Sleep};
 
+use super::activity::{Activity, Busy};
+use super::exchange::Facts;
 use super::headers::strip_trailers;
 use super::upgrade::Farewell;
 use super::upstream::pool::Lease;
@@ -55,6 +58,8 @@ pub struct RequestProgress {
     /// Something was read from the client, so the request cannot be sent a second time.
     pub touched: Cell<bool>,
     pub ended: Cell<Option<Instant>>,
+    /// When the target last took a piece.
+    pub moved: Cell<Option<Instant>>,
     pub failed: Cell<Option<Reason>>,
     pub had_trailers: Cell<bool>,
 }
@@ -63,22 +68,27 @@ pub struct RequestProgress {
 pub struct RequestBody {
     inner: Option<Incoming>,
     progress: Rc<RequestProgress>,
+    /// An answer may end before the body that it answers; until both have, the connection is busy.
+    _busy: Option<Busy>,
     bytes_max: u64,
     idle: Duration,
     timer: StallTimer,
 }
 
 impl RequestBody {
-    pub fn new(inner: Incoming, progress: Rc<RequestProgress>, bytes_max: u64, idle: Duration) -> Self {
+    pub fn new(inner: Incoming, facts: &Facts, bytes_max: u64, idle: Duration) -> Self {
         let inner = (!inner.is_end_stream()).then_some(inner);
+        let progress = Rc::clone(&facts.request_body);
         progress.ended.set(inner.is_none().then(Instant::now));
-        Self { inner, progress, bytes_max, idle, timer: StallTimer::default() }
+        let busy = inner.is_some().then(|| Busy::new(&facts.connection.activity));
+        Self { inner, progress, _busy: busy, bytes_max, idle, timer: StallTimer::default() }
     }
 
     /// A body that was empty is empty again on a retry.
     pub fn empty(progress: Rc<RequestProgress>) -> Self {
         progress.ended.set(Some(Instant::now()));
-        Self { inner: None, progress, bytes_max: 0, idle: Duration::MAX, timer: StallTimer::default() }
+        let timer = StallTimer::default();
+        Self { inner: None, progress, _busy: None, bytes_max: 0, idle: Duration::MAX, timer }
     }
 
     fn fail(&mut self, reason: Reason, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
@@ -123,6 +133,12 @@ impl Body for RequestBody {
                     this.progress.had_trailers.set(true);
                     strip_trailers(trailers);
                 }
+                let now = Instant::now();
+                this.progress.moved.set(Some(now));
+                // hyper does not ask again behind the last frame of a body of known length.
+                if this.inner.as_ref().is_none_or(Body::is_end_stream) {
+                    this.progress.ended.set(Some(now));
+                }
                 Poll::Ready(Some(Ok(frame)))
             }
         }
@@ -156,22 +172,40 @@ pub struct TargetBody {
     timer: StallTimer,
     /// Goes back to the pool at a clean end, and is closed at any other.
     lease: Option<Lease>,
-    /// An event stream is closed when its release ends.
-    farewell: Option<Farewell>,
+    /// Only of an event stream.
+    event_stream: Option<EventStream>,
     _in_flight: InFlight,
 }
 
+/// An event stream is closed when its release ends, or when its client leaves.
+pub struct EventStream {
+    farewell: Farewell,
+    activity: Arc<Activity>,
+}
+
+impl EventStream {
+    pub fn new(farewell: Farewell, activity: &Arc<Activity>) -> Self {
+        activity.begin_event_stream();
+        Self { farewell, activity: Arc::clone(activity) }
+    }
+}
+
+impl Drop for EventStream {
+    fn drop(&mut self) {
+        self.activity.end_event_stream();
+    }
+}
+
 impl TargetBody {
-    /// `idle`: how long the target may be silent. A body with a `farewell` is an event stream: it may be
-    /// silent for as long as it likes, and ends when its release does.
+    /// `idle`: how long the target may be silent; an event stream may be silent for as long as it likes.
     pub fn new(
         inner: Incoming,
         idle: Duration,
         lease: Lease,
         in_flight: InFlight,
-        farewell: Option<Farewell>,
+        event_stream: Option<EventStream>,
     ) -> Self {
-        let (in_flight, idle) = match farewell {
+        let (in_flight, idle) = match event_stream {
             Some(_) => (in_flight.into_socket(), None),
             None => (in_flight, Some(idle)),
         };
@@ -180,7 +214,7 @@ impl TargetBody {
             idle,
             timer: StallTimer::default(),
             lease: Some(lease),
-            farewell,
+            event_stream,
             _in_flight: in_flight,
         };
         if body.inner.is_end_stream() {
@@ -205,8 +239,8 @@ impl Body for TargetBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = &mut *self;
-        if let Some(farewell) = &mut this.farewell
-            && farewell.poll(cx).is_ready()
+        if let Some(event_stream) = &mut this.event_stream
+            && event_stream.farewell.poll(cx).is_ready()
         {
             // A clean end: browsers reconnect an event stream by themselves.
             this.lease.take();

@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use http::header::{self, HeaderValue};
 use http::{Method, Uri, Version};
+use http_body::Body;
 use hyper::body::Incoming;
 use model::canary::Cohort;
 use model::reason::Reason;
 use rustls::sign::CertifiedKey;
 use tokio::time::Instant;
 
+use super::activity::{Activity, Busy};
 use super::body::RequestProgress;
-use super::client_io::{Activity, Interim};
+use super::client_io::Interim;
 use super::listener::Counted;
 use super::worker::Worker;
 use crate::release::Target;
@@ -64,7 +66,9 @@ pub struct Facts {
     pub cut_short: Cell<Option<CutShort>>,
     pub known: RefCell<Known>,
     waiting_for_app: Cell<bool>,
+    has_body: bool,
     line: RequestLine,
+    _busy: Busy,
 }
 
 /// Who ended a response body before its end.
@@ -102,7 +106,6 @@ pub struct Known {
 
 impl Facts {
     pub fn new(connection: &Rc<Connection>, request: &http::Request<Incoming>) -> Rc<Self> {
-        connection.activity.begin_request();
         let field = |name| request.headers().get(name).cloned();
         Rc::new(Self {
             connection: Rc::clone(connection),
@@ -113,6 +116,8 @@ impl Facts {
             cut_short: Cell::new(None),
             known: RefCell::default(),
             waiting_for_app: Cell::new(false),
+            has_body: !request.body().is_end_stream(),
+            _busy: Busy::new(&connection.activity),
             line: RequestLine {
                 method: request.method().clone(),
                 uri: request.uri().clone(),
@@ -140,6 +145,25 @@ impl Facts {
                 false => self.connection.activity.end_waiting_for_app(),
             }
         }
+    }
+
+    /// The status that the client saw and, if the answer is not the app's whole answer, why.
+    fn outcome(&self) -> (u16, Option<Reason>) {
+        let Some(status) = self.status.get() else {
+            return (Reason::ClientClosed.status(), Some(Reason::ClientClosed));
+        };
+        let broken = (self.cut_short.get() == Some(CutShort::Target)).then_some(Reason::UpstreamClosed);
+        (status, self.known.borrow().reason.or(broken))
+    }
+
+    /// A response body broke off on its way from the target: was it the target, or did the client's own
+    /// body or the end of the release take the connection down?
+    pub fn blame_for_cut(&self) {
+        if let Some(reason) = self.request_body.failed.get() {
+            self.note(|known| known.reason = Some(reason));
+            return self.cut_short.set(Some(CutShort::Client));
+        }
+        self.cut_short.set(Some(CutShort::Target));
     }
 
     fn write(&self, line: &mut Line<'_>, status: u16, reason: Option<Reason>, total: Duration) {
@@ -203,22 +227,20 @@ impl Facts {
 impl Drop for Facts {
     fn drop(&mut self) {
         self.set_waiting_for_app(false);
-        self.connection.activity.end_request();
+        if self.has_body && self.request_body.ended.get().is_none() {
+            self.connection.activity.leave_unread();
+        }
         let worker = &self.connection.worker;
         let total = self.arrived.elapsed();
-        let (status, reason) = match self.status.get() {
-            Some(status) => (status, self.known.borrow().reason),
-            None => (Reason::ClientClosed.status(), Some(Reason::ClientClosed)),
-        };
+        let (status, reason) = self.outcome();
         worker.log.line(|line| self.write(line, status, reason, total));
         let known = self.known.borrow();
         let stats = known.target.as_ref().map_or_else(|| worker.metrics.unrouted(), |target| &target.stats);
-        let broken = self.cut_short.get() == Some(CutShort::Target);
         stats.record(
             worker.index,
             &Observation {
                 status,
-                reason: reason.or(broken.then_some(Reason::UpstreamClosed)),
+                reason,
                 queue: None,
                 connect: known.connect,
                 first_byte: known.first_byte,

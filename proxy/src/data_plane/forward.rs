@@ -15,7 +15,7 @@ use model::reason::Reason;
 use model::route::Lookup;
 
 use super::answer;
-use super::body::{AnswerBody, RequestBody, TargetBody};
+use super::body::{AnswerBody, EventStream, RequestBody, TargetBody};
 use super::exchange::{Exchange, Facts};
 use super::headers::{self, Forwarded};
 use super::hygiene::{self, Host};
@@ -213,10 +213,13 @@ async fn forward(
         let client = client_upgrade.ok_or(Reason::UpstreamProtocol)?;
         return Ok(switch_protocols(response, client, in_flight, facts));
     }
-    let farewell = is_event_stream(response.headers()).then(|| Farewell::new(in_flight.release(), worker));
+    let event_stream = is_event_stream(response.headers())
+        .then(|| EventStream::new(Farewell::new(in_flight.release(), worker), &facts.connection.activity));
     let mut response = response.map(|body| {
-        AnswerBody::Target(TargetBody::new(body, policy.timeouts.body_idle, lease, in_flight, farewell))
+        AnswerBody::Target(TargetBody::new(body, policy.timeouts.body_idle, lease, in_flight, event_stream))
     });
+    // A target's HTTP/1.0 is its own: this hop can say where a body ends, so a cut one looks cut.
+    *response.version_mut() = Version::HTTP_11;
     clean_response(response.headers_mut());
     if let Some(id) = &plan.visitor_cookie {
         set_visitor_cookie(response.headers_mut(), id, forwarded.https);
@@ -262,8 +265,7 @@ fn to_target(
     }
     let uri = strip_prefix(&parts.uri, plan.strip);
     let policy = &plan.service.policy;
-    let progress = Rc::clone(&facts.request_body);
-    let body = RequestBody::new(body, progress, policy.request_body_bytes_max, policy.timeouts.body_idle);
+    let body = RequestBody::new(body, facts, policy.request_body_bytes_max, policy.timeouts.body_idle);
     let mut request = Request::new(body);
     *request.method_mut() = parts.method;
     *request.uri_mut() = uri;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use futures_util::FutureExt;
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::server;
@@ -16,6 +17,8 @@ use super::worker::Worker;
 const BACKLOG: i32 = 4096;
 /// After an error that the next try would meet again at once, such as EMFILE.
 const ERROR_PAUSE: Duration = Duration::from_millis(50);
+/// How long a client's kernel may be silent.
+const SILENT_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}")]
@@ -91,6 +94,18 @@ impl Drop for Counted {
     }
 }
 
+/// Options whose failure harms nobody.
+fn set_options(stream: &TcpStream) {
+    // Answers are written whole; waiting for an acknowledgement would only delay the last part.
+    let _ = stream.set_nodelay(true);
+    // A client that vanished without a word is noticed although nobody writes to it, such as an idle
+    // tunnel's, and although its kernel acknowledges nothing.
+    let socket = socket2::SockRef::from(stream);
+    let keepalive = TcpKeepalive::new().with_time(SILENT_MAX).with_interval(SILENT_MAX / 4);
+    let _ = socket.set_tcp_keepalive(&keepalive);
+    let _ = socket.set_tcp_user_timeout(Some(SILENT_MAX));
+}
+
 /// Accepts until shutdown. No error ends the loop: a connection that died in the queue and a lack of
 /// descriptors both pass.
 pub async fn accept(worker: Rc<Worker>, listening: Listening) {
@@ -102,8 +117,13 @@ pub async fn accept(worker: Rc<Worker>, listening: Listening) {
     let process = worker.metrics.process();
     loop {
         let accepted = tokio::select! {
-            () = worker.shutdown.cancelled() => return,
+            biased;
             accepted = listener.accept() => accepted, // cancel safe
+            // What the kernel has completed is taken first: closing the socket would reset it.
+            () = worker.shutdown.cancelled() => match listener.accept().now_or_never() {
+                Some(accepted) => accepted,
+                None => return,
+            },
         };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
@@ -123,8 +143,7 @@ pub async fn accept(worker: Rc<Worker>, listening: Listening) {
 }
 
 fn serve(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, port: u16, tls: bool, counted: Counted) {
-    // Answers are written whole; waiting for an acknowledgement would only delay the last part.
-    let _ = stream.set_nodelay(true);
+    set_options(&stream);
     let accepted = server::Accepted { peer: peer.ip().to_canonical(), port, counted };
     let owner = Rc::clone(worker);
     if tls {

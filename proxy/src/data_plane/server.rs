@@ -1,11 +1,12 @@
 //! One client connection: which protocol it speaks, and hyper's server with our limits on it.
 
 use std::net::IpAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use hyper::server::conn::{http1, http2};
@@ -17,8 +18,10 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tower::Service;
 
-use super::client_io::{Activity, ClientIo, Interim, Watchdog};
+use super::activity::{Activity, Expired, Watchdog};
+use super::client_io::{ClientIo, Interim};
 use super::exchange::{Connection, Tls};
+use super::http2_stream::StreamTask;
 use super::listener::Counted;
 use super::stack::stack;
 use super::tls;
@@ -164,25 +167,55 @@ where
     .await;
 }
 
-/// Drives a connection beside its watchdog and the shutdown signal. Errors are the client's business.
-async fn watched<T>(
+/// How long a client may take to end a connection that it was told to leave.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// Drives a connection beside its watchdog and the shutdown signal. `poll` is told when to begin a graceful
+/// end. Errors are the client's business, but for those that it caused by malformed requests.
+async fn watched(
     worker: &Worker,
     connection: &Connection,
-    mut poll: impl FnMut(&mut std::task::Context<'_>, bool) -> Poll<T>,
+    mut poll: impl FnMut(&mut Context<'_>, bool) -> Poll<hyper::Result<()>>,
 ) {
     let limits = &worker.config.limits;
     let mut watchdog = Watchdog::new(&connection.activity, limits);
     let mut shutdown = pin!(worker.shutdown.cancelled());
     let mut told = false;
+    let mut goodbye: Option<Pin<Box<tokio::time::Sleep>>> = None;
     std::future::poll_fn(|cx| {
-        let tell = !told && shutdown.as_mut().poll(cx).is_ready();
-        told |= tell;
-        if poll(cx, tell).is_ready() {
+        // First what has already arrived, then the news: a request that came in time is served.
+        let mut ended = poll(cx, false);
+        if ended.is_pending() && !told && shutdown.as_mut().poll(cx).is_ready() {
+            told = true;
+            ended = poll(cx, true);
+        }
+        if let Poll::Ready(served) = ended {
+            if served.is_err_and(|error| error.is_parse()) {
+                worker.metrics.process().malformed_requests.fetch_add(1, Ordering::Relaxed);
+            }
             return Poll::Ready(());
         }
-        watchdog.poll(cx, &connection.activity, limits).map(|expired| {
-            tracing::debug!(peer = %connection.peer, ?expired, "closing a connection");
-        })
+        loop {
+            match &mut goodbye {
+                None => {
+                    let expired = std::task::ready!(watchdog.poll(cx, &connection.activity, limits));
+                    tracing::debug!(peer = %connection.peer, ?expired, "closing a connection");
+                    if expired != Expired::KeepAlive || poll(cx, true).is_ready() {
+                        return Poll::Ready(());
+                    }
+                    // An idle client is told (GOAWAY, close_notify), so that it sends no request into the void.
+                    goodbye = Some(Box::pin(tokio::time::sleep(GOODBYE)));
+                }
+                Some(timer) => {
+                    std::task::ready!(timer.as_mut().poll(cx));
+                    if connection.activity.is_idle() {
+                        return Poll::Ready(());
+                    }
+                    // It sent one before it heard.
+                    timer.as_mut().reset(tokio::time::Instant::now() + GOODBYE);
+                }
+            }
+        }
     })
     .await;
 }
@@ -196,6 +229,6 @@ where
     F: Future<Output = ()> + 'static,
 {
     fn execute(&self, stream: F) {
-        self.0.tasks.spawn_local(stream);
+        self.0.tasks.spawn_local(StreamTask::new(stream, self.0.config.limits.stall_timeout));
     }
 }

@@ -1,5 +1,6 @@
 //! WebSocket tunnels: bytes both ways, and a proper close when the release behind them ends.
 
+use std::cell::Cell;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -22,14 +23,21 @@ const BUFFER_BYTES: usize = 16 * 1024;
 /// so that thousands of clients do not come back in the same instant.
 pub struct Farewell {
     wait: Pin<Box<dyn Future<Output = ()>>>,
+    ending: watch::Receiver<Ending>,
 }
 
 impl Farewell {
     pub fn new(release: &Release, worker: &Worker) -> Self {
-        let (ending, shutdown) = (release.ending(), worker.shutdown.clone());
         // The process's own end is spread too, and leaves time to say goodbye.
-        let shutdown_window = worker.config.shutdown_timeout / 2;
-        Self { wait: Box::pin(wait_for_end(ending, shutdown, shutdown_window)) }
+        Self::at_end_of(release.ending(), worker.shutdown.clone(), worker.config.shutdown_timeout / 2)
+    }
+
+    fn at_end_of(
+        ending: watch::Receiver<Ending>,
+        shutdown: CancellationToken,
+        shutdown_window: Duration,
+    ) -> Self {
+        Self { wait: Box::pin(wait_for_end(ending.clone(), shutdown, shutdown_window)), ending }
     }
 
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -39,6 +47,15 @@ impl Farewell {
     async fn wait(&mut self) {
         self.wait.as_mut().await;
     }
+
+    /// The drain's deadline has passed, and with it all patience.
+    fn cut(&self) -> impl Future<Output = ()> + use<> {
+        let mut ending = self.ending.clone();
+        async move {
+            // An error means that the release itself is gone, which is the same.
+            let _ = ending.wait_for(|ending| *ending == Ending::Cut).await;
+        }
+    }
 }
 
 async fn wait_for_end(
@@ -46,13 +63,15 @@ async fn wait_for_end(
     shutdown: CancellationToken,
     shutdown_window: Duration,
 ) {
-    let told = ending.wait_for(|ending| *ending != Ending::Serving);
-    let until = tokio::select! {
-        told = told => match told.map(|ending| *ending) {
-            Ok(Ending::Draining { sockets_until }) => sockets_until,
-            Ok(Ending::Serving | Ending::Cut) | Err(_) => return,
-        },
-        () = shutdown.cancelled() => Instant::now() + shutdown_window,
+    let until = {
+        let told = ending.wait_for(|ending| *ending != Ending::Serving);
+        tokio::select! {
+            told = told => match told.map(|ending| *ending) {
+                Ok(Ending::Draining { sockets_until }) => sockets_until,
+                Ok(Ending::Serving | Ending::Cut) | Err(_) => return,
+            },
+            () = shutdown.cancelled() => Instant::now() + shutdown_window,
+        }
     };
     let moment = until.saturating_duration_since(Instant::now()).mul_f64(random_share());
     tokio::select! {
@@ -76,52 +95,41 @@ pub struct Carried {
 }
 
 /// Carries bytes until one side ends or `farewell` comes. Then the client gets a close frame at the next
-/// frame border, and both connections end.
+/// frame border, and both connections end. A side that neither reads nor comes to a border is cut.
 pub async fn tunnel(
     client: impl AsyncRead + AsyncWrite + Unpin,
     target: impl AsyncRead + AsyncWrite + Unpin,
     mut farewell: Farewell,
 ) -> Carried {
-    let (mut client_read, mut client_write) = tokio::io::split(client);
-    let (mut target_read, mut target_write) = tokio::io::split(target);
-    let mut carried = Carried::default();
-    let mut frames = FrameTracker::default();
-    {
-        let upward = copy(&mut client_read, &mut target_write, &mut carried.from_client);
-        let downward = async {
-            let end = copy_frames(
-                &mut target_read,
-                &mut client_write,
-                &mut frames,
-                &mut carried.to_client,
-                &mut farewell,
-            )
-            .await;
-            if matches!(end, Ok(End::Farewell)) {
-                let _ = client_write.write_all(&SERVICE_RESTART).await;
-            }
-            // The client's reading side ends whichever way this one did.
-            let _ = client_write.shutdown().await;
-        };
+    let (client_read, client_write) = tokio::io::split(client);
+    let (target_read, target_write) = tokio::io::split(target);
+    let (from_client, to_client) = (Cell::new(0), Cell::new(0));
+    let cut = farewell.cut();
+    let carrying = async {
+        let upward = copy(client_read, target_write, &from_client);
+        let downward = copy_frames(target_read, client_write, &to_client, &mut farewell);
         // Whoever ends first has told its side; the other side gets a moment to say goodbye.
         tokio::pin!(upward, downward);
         tokio::select! {
             _ = &mut upward => { let _ = tokio::time::timeout(CLOSE_GRACE, downward).await; }
-            () = &mut downward => { let _ = tokio::time::timeout(CLOSE_GRACE, upward).await; }
+            _ = &mut downward => { let _ = tokio::time::timeout(CLOSE_GRACE, upward).await; }
         }
+    };
+    let cut_after_grace = async {
+        cut.await;
+        tokio::time::sleep(CLOSE_GRACE).await;
+    };
+    tokio::select! {
+        () = carrying => {}
+        () = cut_after_grace => {}
     }
-    carried
-}
-
-enum End {
-    Closed,
-    Farewell,
+    Carried { from_client: from_client.get(), to_client: to_client.get() }
 }
 
 async fn copy(
-    from: &mut (impl AsyncRead + Unpin),
-    to: &mut (impl AsyncWrite + Unpin),
-    count: &mut u64,
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    count: &Cell<u64>,
 ) -> std::io::Result<()> {
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
@@ -129,42 +137,47 @@ async fn copy(
         if n == 0 {
             return to.shutdown().await;
         }
-        to.write_all(&buffer[..n]).await?;
-        *count += n as u64;
+        write(&mut to, &buffer[..n], count).await?;
     }
 }
 
-/// Like `copy`, but able to stop between two frames.
+async fn write(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8], count: &Cell<u64>) -> std::io::Result<()> {
+    to.write_all(bytes).await?;
+    // TLS keeps what the socket did not take.
+    to.flush().await?;
+    count.set(count.get() + bytes.len() as u64);
+    Ok(())
+}
+
+/// Like `copy`, but after `farewell` it ends with a close frame at the next border between frames.
 async fn copy_frames(
-    from: &mut (impl AsyncRead + Unpin),
-    to: &mut (impl AsyncWrite + Unpin),
-    frames: &mut FrameTracker,
-    count: &mut u64,
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    count: &Cell<u64>,
     farewell: &mut Farewell,
-) -> std::io::Result<End> {
+) -> std::io::Result<()> {
+    let mut frames = FrameTracker::default();
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut leaving = false;
-    loop {
-        if leaving && frames.at_border() {
-            return Ok(End::Farewell);
-        }
+    while !(leaving && frames.at_border()) {
         // Reading is cancel safe: a dropped read has taken no bytes.
         let n = tokio::select! {
             read = from.read(&mut buffer) => read?,
             () = farewell.wait(), if !leaving => { leaving = true; continue }
         };
         if n == 0 {
-            return Ok(End::Closed);
+            return to.shutdown().await;
         }
-        let mut bytes = &buffer[..n];
-        if leaving {
-            bytes = &bytes[..frames.until_border(bytes)];
+        let bytes = if leaving {
+            &buffer[..frames.until_border(&buffer[..n])]
         } else {
-            frames.until_end(bytes);
-        }
-        to.write_all(bytes).await?;
-        *count += bytes.len() as u64;
+            frames.until_end(&buffer[..n]);
+            &buffer[..n]
+        };
+        write(&mut to, bytes, count).await?;
     }
+    to.write_all(&SERVICE_RESTART).await?;
+    to.shutdown().await
 }
 
 /// Follows the frames of one direction (RFC 6455 §5.2) without looking at what they say.
@@ -283,7 +296,7 @@ mod tests {
     }
 
     fn farewell(ending: watch::Receiver<Ending>) -> Farewell {
-        Farewell { wait: Box::pin(wait_for_end(ending, CancellationToken::new(), Duration::ZERO)) }
+        Farewell::at_end_of(ending, CancellationToken::new(), Duration::ZERO)
     }
 
     #[tokio::test(start_paused = true)]
@@ -306,6 +319,26 @@ mod tests {
         let (carried, (got, message)) = tokio::join!(tunnel(client, target, farewell(seen)), talk);
         assert_eq!(got, [message.as_slice(), &SERVICE_RESTART].concat());
         assert_eq!(carried.to_client, message.len() as u64);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cut_ends_a_tunnel_whose_sides_stand_still() {
+        for in_the_middle_of_a_frame in [false, true] {
+            let (_browser, client) = tokio::io::duplex(64);
+            let (mut app, target) = tokio::io::duplex(1 << 20);
+            let (ending, seen) = watch::channel(Ending::Serving);
+            // Either the client does not read, or the app does not finish its frame.
+            let sent = if in_the_middle_of_a_frame { 10 } else { 1000 };
+            app.write_all(&frame(1000, false)[..sent]).await.unwrap();
+            let cut = async {
+                ending.send_replace(Ending::Draining { sockets_until: Instant::now() });
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                ending.send_replace(Ending::Cut);
+            };
+            let began = Instant::now();
+            tokio::join!(tunnel(client, target, farewell(seen)), cut);
+            assert_eq!(began.elapsed(), Duration::from_secs(1) + CLOSE_GRACE, "{in_the_middle_of_a_frame}");
+        }
     }
 
     #[tokio::test]

@@ -59,7 +59,8 @@ impl Worker {
             pool: Pool::default(),
             retries: RetryBudget::default(),
             tasks: TaskTracker::new(),
-            shutdown: setup.shutdown,
+            // A child of one's own: polling it takes a lock, which the workers must not share.
+            shutdown: setup.shutdown.child_token(),
             https_port: setup.https_port,
             turn: Cell::new(index),
         })

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use model::canary::Cohort;
 use model::name::PathPrefix;
 use model::route::RouteTable;
-use model::service::Policy;
+use model::service::{Policy, Timeouts};
 use tokio_util::sync::CancellationToken;
 
 use super::listener::{Listening, listen};
@@ -29,12 +29,16 @@ struct Proxy {
 
 impl Proxy {
     fn to(target: SocketAddr) -> Self {
+        Self::with_timeouts(target, Timeouts::default())
+    }
+
+    fn with_timeouts(target: SocketAddr, timeouts: Timeouts) -> Self {
         let stats = Arc::new(TargetStats::new(1));
         let target = Target::new(&target.to_string(), Endpoint::Tcp(target), stats, 1);
         let release = Release::new("r1", vec![Arc::clone(&target)]);
         let slot =
             Slot { cohort: Cohort::Stable, release: Arc::clone(&release), targets: Box::new([target]) };
-        let policy = Policy::default();
+        let policy = Policy { timeouts, ..Policy::default() };
         let service =
             Service { name: "shop".into(), policy, redirect_to_https: false, stable: slot, canary: None };
         let mut routes = RouteTable::default();
@@ -57,6 +61,15 @@ impl Proxy {
         let socket = Listening { socket: sockets.remove(0), tls: false, open: Arc::new(AtomicUsize::new(0)) };
         let thread = Some(std::thread::spawn(move || worker::run(0, setup, vec![socket])));
         Self { address, release, shutdown, thread }
+    }
+
+    /// The client may have its answer before the worker has let go of the request.
+    fn waits_until_idle(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.release.in_flight().total() > 0 {
+            assert!(Instant::now() < deadline, "something is still counted as in flight");
+            std::thread::yield_now();
+        }
     }
 
     fn connect(&self) -> TcpStream {
@@ -125,12 +138,7 @@ fn requests_reach_the_target_and_answers_the_client_on_one_connection() {
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
         assert_eq!(body, format!("saw GET /{n} HTTP/1.1"));
     }
-    // The last answer may be read before the worker has let go of its request.
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while proxy.release.in_flight().total() > 0 {
-        assert!(Instant::now() < deadline, "a request is still counted as in flight");
-        std::thread::yield_now();
-    }
+    proxy.waits_until_idle();
 }
 
 #[test]
@@ -198,4 +206,109 @@ fn a_tunnel_carries_both_ways_and_ends_with_its_release() {
     let mut rest = Vec::new();
     client.read_to_end(&mut rest).unwrap();
     assert_eq!(rest, [0x88, 0x02, 0x03, 0xf4], "1012, then the end");
+}
+
+/// A target that reads the first `n` bytes of a connection, answers, and then only holds it.
+fn silent_target(reads: usize, answer: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            stream.read_exact(&mut vec![0; reads]).unwrap();
+            stream.write_all(answer).unwrap();
+            held.push(stream);
+        }
+    });
+    address
+}
+
+fn short() -> Timeouts {
+    let short = Duration::from_millis(300);
+    Timeouts { response_head: short, body_idle: short, ..Timeouts::default() }
+}
+
+#[test]
+fn a_target_that_takes_a_body_and_says_nothing_is_a_504() {
+    let proxy = Proxy::with_timeouts(silent_target(1, b""), short());
+    for body in
+        ["Content-Length: 5\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"]
+    {
+        let mut client = proxy.connect();
+        write!(client, "POST / HTTP/1.1\r\nHost: shop.test\r\n{body}").unwrap();
+        let head = read_head(&mut client).unwrap();
+        assert!(head.starts_with("HTTP/1.1 504"), "{body:?}: {head}");
+    }
+    proxy.waits_until_idle();
+}
+
+#[test]
+fn a_target_that_does_not_read_an_upload_does_not_hold_it_for_ever() {
+    let proxy = Proxy::with_timeouts(silent_target(1, b""), short());
+    let mut client = proxy.connect();
+    let size = 64 << 20;
+    write!(client, "POST / HTTP/1.1\r\nHost: shop.test\r\nContent-Length: {size}\r\n\r\n").unwrap();
+    let mut sending = client.try_clone().unwrap();
+    // It breaks off when the connection closes.
+    let sender = std::thread::spawn(move || sending.write_all(&vec![7; size]));
+    let head = read_head(&mut client).unwrap();
+    assert!(head.starts_with("HTTP/1.1 504"), "{head}");
+    drop(client);
+    let _ = sender.join().unwrap();
+    proxy.waits_until_idle();
+}
+
+#[test]
+fn an_upload_that_outlives_its_answer_arrives_unchanged() {
+    let (seen, received) = std::sync::mpsc::sync_channel(1);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        read_head(&mut stream).unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
+        let mut body = [0; 11];
+        stream.read_exact(&mut body).unwrap();
+        seen.send(body).unwrap();
+    });
+    let proxy = Proxy::to(address);
+    let mut client = proxy.connect();
+    write!(client, "POST / HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 11\r\n\r\nline").unwrap();
+    read_answer(&mut client, 2);
+    proxy.waits_until_idle();
+    client.write_all(b"\nfeeds\n").unwrap();
+    assert_eq!(&received.recv_timeout(Duration::from_secs(20)).unwrap(), b"line\nfeeds\n");
+}
+
+#[test]
+fn the_client_of_an_event_stream_may_leave() {
+    let head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n";
+    let proxy = Proxy::to(silent_target(1, head));
+    let mut client = proxy.connect();
+    write!(client, "GET /events HTTP/1.1\r\nHost: shop.test\r\n\r\n").unwrap();
+    read_head(&mut client).unwrap();
+    assert_eq!(proxy.release.in_flight().sockets, 1);
+    drop(client);
+    proxy.waits_until_idle();
+}
+
+#[test]
+fn a_body_that_an_old_target_breaks_off_looks_broken() {
+    let proxy = Proxy::to(target(|_| b"HTTP/1.0 200 OK\r\n\r\nhello".to_vec()));
+    let mut client = proxy.connect();
+    write!(client, "GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n").unwrap();
+    let head = read_head(&mut client).unwrap();
+    assert!(head.starts_with("HTTP/1.1 200") && head.contains("transfer-encoding: chunked"), "{head}");
+}
+
+#[test]
+fn a_refused_upload_is_answered_before_the_connection_ends() {
+    let proxy = Proxy::to(silent_target(1, b""));
+    let mut client = proxy.connect();
+    let size: u64 = (1 << 30) + 1;
+    write!(client, "POST / HTTP/1.1\r\nHost: shop.test\r\nContent-Length: {size}\r\n\r\n").unwrap();
+    client.write_all(&[7; 65_536]).unwrap();
+    let head = read_head(&mut client).unwrap();
+    assert!(head.starts_with("HTTP/1.1 413"), "{head}");
 }

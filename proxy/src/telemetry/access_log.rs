@@ -12,7 +12,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
@@ -24,6 +23,7 @@ const BUFFER_BYTES: usize = 32 * 1024;
 const FLUSH_AFTER: Duration = Duration::from_millis(100);
 /// Buffers on their way to the writer: at most 8 MiB.
 const QUEUE_BUFFERS: usize = 256;
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Longer values are cut: a log line is for reading.
 const VALUE_BYTES_MAX: usize = 2048;
 
@@ -41,9 +41,10 @@ pub struct OpenError {
     source: io::Error,
 }
 
-/// The writer thread; dropping the last `Sink` and then joining it writes what is left.
+/// The writer thread; it ends when the last `Sink` is dropped and everything is written.
 pub struct Writer {
-    thread: Option<JoinHandle<()>>,
+    /// Disconnected when the thread has ended.
+    done: Option<Receiver<()>>,
 }
 
 /// What a worker writes through.
@@ -56,17 +57,21 @@ pub struct Sink {
 /// Opens `destination` and starts the writer thread.
 pub fn open(destination: &Destination, metrics: Arc<Metrics>) -> Result<(Writer, Sink), OpenError> {
     let output: Box<dyn Write + Send> = match destination {
-        Destination::Off => return Ok((Writer { thread: None }, Sink { queue: None, metrics })),
+        Destination::Off => return Ok((Writer { done: None }, Sink { queue: None, metrics })),
         Destination::Stdout => Box::new(io::stdout()),
         Destination::File(path) => Box::new(open_file(path)?),
     };
     let (queue, buffers) = sync_channel(QUEUE_BUFFERS);
     let counted = Arc::clone(&metrics);
-    let thread = std::thread::Builder::new()
+    let (ending, done) = sync_channel(0);
+    std::thread::Builder::new()
         .name("access-log".to_owned())
-        .spawn(move || write_all(output, &buffers, &counted))
+        .spawn(move || {
+            write_all(output, &buffers, &counted);
+            drop(ending);
+        })
         .map_err(|source| OpenError { path: "(thread)".into(), source })?;
-    Ok((Writer { thread: Some(thread) }, Sink { queue: Some(queue), metrics }))
+    Ok((Writer { done: Some(done) }, Sink { queue: Some(queue), metrics }))
 }
 
 fn open_file(path: &Path) -> Result<std::fs::File, OpenError> {
@@ -75,11 +80,12 @@ fn open_file(path: &Path) -> Result<std::fs::File, OpenError> {
 }
 
 impl Writer {
-    /// Waits until everything that was handed over is written.
-    pub fn finish(mut self) {
-        if let Some(thread) = self.thread.take() {
-            // A panic of the writer has been reported by the panic hook.
-            let _ = thread.join();
+    /// Waits until everything that was handed over is written, but no longer than `PATIENCE`: a pipe that
+    /// nobody reads must not hold the process.
+    pub fn finish(self) {
+        if let Some(done) = self.done {
+            // Both errors mean that waiting is over.
+            let _ = done.recv_timeout(PATIENCE);
         }
     }
 }
@@ -153,6 +159,16 @@ impl AccessLog {
             self.0.first_line.notified().await;
             tokio::time::sleep(FLUSH_AFTER).await;
             self.flush();
+        }
+    }
+}
+
+impl Drop for Buffer {
+    /// Requests that the shutdown cut off log their line last of all.
+    fn drop(&mut self) {
+        let mut lines = self.lines.take();
+        if !lines.is_empty() {
+            self.hand_over(&mut lines);
         }
     }
 }

@@ -185,6 +185,8 @@ pub struct Process {
     pub connections: AtomicU64,
     pub connections_refused: AtomicU64,
     pub handshakes_failed: AtomicU64,
+    /// Refused by hyper's parser, so that no request came of them.
+    pub malformed_requests: AtomicU64,
     pub panics: AtomicU64,
 }
 
@@ -350,6 +352,11 @@ fn encode_process(encoder: &mut DescriptorEncoder<'_>, process: &Process) -> fmt
         ("connections", "Client connections accepted", &process.connections),
         ("connections_refused", "Client connections shed at a limit", &process.connections_refused),
         ("handshakes_failed", "TLS handshakes that failed", &process.handshakes_failed),
+        (
+            "malformed_requests",
+            "Connections ended because what came was no HTTP",
+            &process.malformed_requests,
+        ),
         ("panics", "Requests that ended in a panic", &process.panics),
     ] {
         let counter = prometheus_client::metrics::counter::ConstCounter::new(count.load(Ordering::Relaxed));

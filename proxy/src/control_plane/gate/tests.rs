@@ -105,7 +105,7 @@ async fn the_gate_closes_at_the_deadline_and_says_why() {
 #[tokio::test]
 async fn a_deadline_in_the_midst_of_a_boot_is_a_slow_boot() {
     let app = app(&["503 Not Yet"]).await;
-    let diagnosis = diagnosis(gated(&[app.target.clone()], Duration::from_millis(200)).await.0);
+    let diagnosis = diagnosis(gated(std::slice::from_ref(&app.target), Duration::from_millis(200)).await.0);
     assert_eq!(diagnosis.id, "slow_boot");
 }
 
@@ -170,7 +170,7 @@ async fn giving_up_ends_the_gate() {
 async fn nobody_listening_to_the_progress_does_not_hold_the_gate() {
     let app = app(&["503 Not Yet", "503 Not Yet", "503 Not Yet", OK]).await;
     let (sender, _receiver) = mpsc::channel(1);
-    run(&[app.target.clone()], &policy(HOUR), &sender, &CancellationToken::new()).await.unwrap();
+    run(std::slice::from_ref(&app.target), &policy(HOUR), &sender, &CancellationToken::new()).await.unwrap();
 }
 
 #[test]

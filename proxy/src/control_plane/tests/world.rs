@@ -83,13 +83,15 @@ impl World {
             workers: 1,
             groups,
             fleet_secret: None,
+            version: "test".into(),
         };
         let published = Published::default();
         let shutdown = CancellationToken::new();
-        let restored = ControlPlane::restore(config, published.clone(), Metrics::new(1), shutdown.clone());
+        let restored = ControlPlane::restore(config, published.clone(), Metrics::new(1));
         let restored = restored.await.unwrap();
         let mut serving = JoinSet::new();
-        serving.spawn(async move { restored.serve(Listeners::default()).await.unwrap() });
+        let stop = shutdown.clone();
+        serving.spawn(async move { restored.serve(Listeners::default(), stop).await.unwrap() });
         let world = Self { dir, published, shutdown, serving };
         world.until(|| world.dir.path().join("control.sock").exists()).await;
         world

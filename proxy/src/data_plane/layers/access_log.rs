@@ -12,6 +12,7 @@ use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use crate::data_plane::exchange::{Connection, CutShort, Exchange, Facts};
+use crate::data_plane::http2_stream;
 
 /// One per connection.
 #[derive(Clone)]
@@ -121,9 +122,15 @@ impl<B: Body<Data = Bytes>> Body for Observed<B> {
                 // hyper does not ask again after the last frame of a body of known length.
                 *this.ended = this.body.is_end_stream();
             }
-            Poll::Ready(Some(Err(_))) => facts.cut_short.set(Some(CutShort::Target)),
+            Poll::Ready(Some(Err(_))) => facts.blame_for_cut(),
             Poll::Ready(None) => *this.ended = true,
             Poll::Pending => {}
+        }
+        if facts.connection.activity.is_http2() {
+            match &polled {
+                Poll::Ready(Some(Ok(_))) if !*this.ended => http2_stream::gave(),
+                _ => http2_stream::waits(),
+            }
         }
         polled
     }

@@ -22,24 +22,39 @@ use model::probe;
 use model::service::GatePolicy;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use self::recording::{End, Recording, Trace};
 use crate::release::Endpoint;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Who has said nothing for so long is asked whether it speaks TLS.
-const SILENCE: Duration = Duration::from_secs(2);
 /// The body is read for the diagnosis only; it gets no more of the probe's time than this.
 const BODY_TIMEOUT: Duration = Duration::from_secs(1);
+/// After so long without a byte, a closer look is due.
+const SILENCE: Duration = Duration::from_secs(1);
 /// Rails's error pages say what is wrong after 5 KiB of style; `model::probe::body_head` keeps 2 KiB of words.
 const BODY_READ_BYTES_MAX: usize = 64 << 10;
 
 const AGENT: &str = concat!("Portcullis/", env!("CARGO_PKG_VERSION"), " (health check)");
 
+/// How much to find out about a port that does not answer as it should.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// What else may speak there: costs a connection or two more, and a line in the app's log.
+    Closer,
+    /// Whether it answers. For an app that has passed before: if it is busy now, we must not add to that.
+    Quick,
+}
+
 /// Asks `endpoint` for the gate's path as `host`; redirects are not followed. Takes at most `timeout`, and a
-/// second more when a body or an unknown protocol has to be looked at.
-pub async fn probe(endpoint: &Endpoint, gate: &GatePolicy, host: &str, timeout: Duration) -> ProbeOutcome {
+/// second more when a body has to be read; a closer look at a broken answer may take two.
+pub async fn probe(
+    endpoint: &Endpoint,
+    gate: &GatePolicy,
+    host: &str,
+    timeout: Duration,
+    look: Look,
+) -> ProbeOutcome {
     let endpoint = with_port(endpoint, gate.port);
     let Some(request) = request(&gate.path, host) else {
         return ProbeOutcome::Unreachable(format!("`{}` with host `{host}` cannot be asked for", gate.path));
@@ -48,18 +63,16 @@ pub async fn probe(endpoint: &Endpoint, gate: &GatePolicy, host: &str, timeout: 
     let deadline = started + timeout;
     let seen = match connect(&endpoint, deadline.min(started + CONNECT_TIMEOUT)).await {
         Ok(stream) => {
-            let mut exchange = std::pin::pin!(exchange(stream, request, started, deadline));
-            match timeout_at(deadline.min(started + SILENCE), exchange.as_mut()).await {
-                Ok(seen) => seen,
-                // Puma with an `ssl://` bind takes a plain request and never says a word.
-                Err(_) if detect::speaks_tls(&endpoint).await => return ProbeOutcome::Tls,
-                Err(_) => exchange.await,
+            let (stream, trace) = Recording::new(stream);
+            tokio::select! {
+                seen = exchange(stream, &trace, request, started, deadline) => seen,
+                () = tls_behind_silence(&endpoint, &trace, timeout, look) => return ProbeOutcome::Tls,
             }
         }
         Err(outcome) => return outcome,
     };
     match seen {
-        Seen::Answer(answer) if is_plain_http_refused(&answer) => {
+        Seen::Answer(answer) if look == Look::Closer && is_plain_http_refused(&answer) => {
             if detect::speaks_tls(&endpoint).await {
                 ProbeOutcome::Tls
             } else {
@@ -68,7 +81,7 @@ pub async fn probe(endpoint: &Endpoint, gate: &GatePolicy, host: &str, timeout: 
         }
         Seen::Answer(answer) => ProbeOutcome::Answer(answer),
         Seen::Nothing => ProbeOutcome::Timeout { after: timeout },
-        Seen::Broken(trace) => broken(&endpoint, &trace).await,
+        Seen::Broken(trace) => broken(&endpoint, &trace, look).await,
     }
 }
 
@@ -135,12 +148,12 @@ enum Seen {
 }
 
 async fn exchange(
-    stream: Box<dyn Stream>,
+    stream: Recording<Box<dyn Stream>>,
+    trace: &recording::Shared,
     request: Request<Empty<Bytes>>,
     started: Instant,
     deadline: Instant,
 ) -> Seen {
-    let (stream, trace) = Recording::new(stream);
     let Ok((mut sender, connection)) = http1::handshake(TokioIo::new(stream)).await else {
         return Seen::Broken(trace.take());
     };
@@ -164,6 +177,18 @@ async fn exchange(
         answer = answer(response, elapsed, Instant::now() + BODY_TIMEOUT) => Seen::Answer(answer),
         never = &mut driving => match never {},
     }
+}
+
+/// Ends if a port that says nothing turns out to speak TLS: Puma with `ssl_bind` lets a plain request wait for
+/// ever, and each of those probes would take its full ten seconds.
+async fn tls_behind_silence(endpoint: &Endpoint, trace: &recording::Shared, timeout: Duration, look: Look) {
+    if look == Look::Closer {
+        sleep(SILENCE.min(timeout / 2)).await;
+        if trace.take().first.is_empty() && detect::speaks_tls(endpoint).await {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 async fn answer(response: Response<Incoming>, elapsed: Duration, body_deadline: Instant) -> Answer {
@@ -205,7 +230,8 @@ fn is_plain_http_refused(answer: &Answer) -> bool {
     answer.status == 400 && answer.body_head.to_ascii_lowercase().contains("https")
 }
 
-async fn broken(endpoint: &Endpoint, trace: &Trace) -> ProbeOutcome {
+async fn broken(endpoint: &Endpoint, trace: &Trace, look: Look) -> ProbeOutcome {
+    let closer = look == Look::Closer;
     if detect::is_tls_record(&trace.first) {
         return ProbeOutcome::Tls;
     }
@@ -216,9 +242,9 @@ async fn broken(endpoint: &Endpoint, trace: &Trace) -> ProbeOutcome {
             let first = String::from_utf8_lossy(&trace.first).into_owned();
             ProbeOutcome::NotHttp(Protocol::Unknown(first))
         }
-        _ if detect::speaks_tls(endpoint).await => ProbeOutcome::Tls,
+        _ if closer && detect::speaks_tls(endpoint).await => ProbeOutcome::Tls,
         _ if detect::speaks_redis(endpoint).await => ProbeOutcome::NotHttp(Protocol::Named("Redis")),
-        _ if detect::speaks_http2(endpoint).await => ProbeOutcome::NotHttp(Protocol::Http2),
+        _ if closer && detect::speaks_http2(endpoint).await => ProbeOutcome::NotHttp(Protocol::Http2),
         (None, End::Reset) => ProbeOutcome::Reset,
         (None, _) => ProbeOutcome::Closed,
     }

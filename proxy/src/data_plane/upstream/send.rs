@@ -33,7 +33,7 @@ pub struct Sent {
 pub async fn send(
     worker: &Worker,
     mut request: Request<RequestBody>,
-    service: &Service,
+    service: &Arc<Service>,
     cohort: Cohort,
     mut in_flight: InFlight,
     facts: &Facts,
@@ -102,17 +102,24 @@ async fn open(
     Ok(lease)
 }
 
-/// A target of the same release that has not refused yet.
+/// A target that has not refused yet: of the same release, or of the one that took over meanwhile.
 fn elsewhere(
     worker: &Worker,
-    service: &Service,
+    service: &Arc<Service>,
     cohort: Cohort,
     in_flight: &InFlight,
     refused: &[u64],
 ) -> Option<InFlight> {
-    let slot = slot_of(service, cohort)?;
+    let snapshot;
+    let service = if in_flight.release().is_closed() {
+        snapshot = worker.published.load();
+        snapshot.services.get(&service.name)?
+    } else {
+        service
+    };
+    let slot = slot_of(service, cohort).unwrap_or(&service.stable);
     let next: &Arc<Target> = slot.targets.iter().find(|target| !refused.contains(&target.id))?;
-    in_flight.release().enter(next, worker.index)
+    slot.release.enter(next, worker.index)
 }
 
 fn slot_of(service: &Service, cohort: Cohort) -> Option<&Slot> {
@@ -126,14 +133,19 @@ fn slot_of(service: &Service, cohort: Cohort) -> Option<&Slot> {
 /// the target's slowness, and has a limit of its own on progress. `None`: time is up.
 async fn within<F: Future>(sending: F, timeouts: &Timeouts, body: &Rc<RequestProgress>) -> Option<F::Output> {
     tokio::pin!(sending);
-    let mut deadline = Instant::now() + timeouts.response_head;
+    let began = Instant::now();
+    let mut deadline = began + timeouts.response_head;
     loop {
         if let Ok(output) = tokio::time::timeout_at(deadline, &mut sending).await {
             return Some(output);
         }
         let now = Instant::now();
-        let due =
-            body.ended.get().map_or(now + timeouts.response_head, |ended| ended + timeouts.response_head);
+        let due = match body.ended.get() {
+            Some(ended) => ended + timeouts.response_head,
+            // While the client is waited for, the body's own timer runs; when that has not struck by now,
+            // it is the target that takes nothing.
+            None => body.moved.get().unwrap_or(began) + timeouts.body_idle.max(timeouts.response_head) * 2,
+        };
         if due <= now {
             return None;
         }

@@ -78,7 +78,7 @@ async fn behave(mut stream: TcpStream, way: Way, heads: mpsc::Sender<String>) {
 }
 
 async fn ask(endpoint: &Endpoint, timeout: Duration) -> ProbeOutcome {
-    probe(endpoint, &GatePolicy::default(), "shop.test", timeout).await
+    probe(endpoint, &GatePolicy::default(), "shop.test", timeout, Look::Closer).await
 }
 
 #[tokio::test]
@@ -198,7 +198,7 @@ async fn unix_sockets_and_another_port() {
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
-        stream.read(&mut [0; 1024]).await.unwrap();
+        assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
         stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
     });
     assert!(ask(&Endpoint::Unix(path), AMPLE).await.passed());
@@ -207,7 +207,7 @@ async fn unix_sockets_and_another_port() {
     let Endpoint::Tcp(address) = server.endpoint else { unreachable!() };
     let gate = GatePolicy { port: Some(address.port()), ..GatePolicy::default() };
     let elsewhere = Endpoint::Tcp(([127, 0, 0, 1], 1).into());
-    assert!(probe(&elsewhere, &gate, "shop.test", AMPLE).await.passed());
+    assert!(probe(&elsewhere, &gate, "shop.test", AMPLE, Look::Quick).await.passed());
 }
 
 #[tokio::test]
@@ -220,22 +220,25 @@ async fn tls_on_the_port_is_told_apart() {
         .with_no_client_auth()
         .with_single_cert(vec![key.cert.der().clone()], key.signing_key.serialize_der().try_into().unwrap())
         .unwrap();
-    // One server tells a plain request by an alert, the other closes without a word.
-    for alerts in [true, false] {
+    // To a plain request the first answers with an alert, the second closes, the third waits for more, as Puma.
+    for way in ["alert", "close", "wait"] {
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config.clone()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = Endpoint::Tcp(listener.local_addr().unwrap());
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
+            let mut waiting = Vec::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let mut first = [0];
                 stream.peek(&mut first).await.unwrap();
-                if alerts || first[0] == 0x16 {
-                    let _ = acceptor.accept(stream).await;
+                match way {
+                    _ if way == "alert" || first[0] == 0x16 => drop(acceptor.accept(stream).await),
+                    "close" => {}
+                    _ => waiting.push(stream),
                 }
             }
         });
-        assert_eq!(ask(&endpoint, AMPLE).await, ProbeOutcome::Tls, "alerts: {alerts}");
+        assert_eq!(ask(&endpoint, AMPLE).await, ProbeOutcome::Tls, "{way}");
     }
 }
 
@@ -264,7 +267,7 @@ async fn a_request_that_cannot_be_made_says_so() {
     let endpoint = Endpoint::Tcp(([127, 0, 0, 1], 1).into());
     let gate = GatePolicy { path: "/a b".into(), ..GatePolicy::default() };
     for (gate, host) in [(gate, "shop.test"), (GatePolicy::default(), "a\r\nb")] {
-        let outcome = probe(&endpoint, &gate, host, AMPLE).await;
+        let outcome = probe(&endpoint, &gate, host, AMPLE, Look::Closer).await;
         assert!(matches!(outcome, ProbeOutcome::Unreachable(_)), "{outcome:?}");
     }
 }
