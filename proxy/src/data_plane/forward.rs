@@ -20,6 +20,7 @@ use super::exchange::{Exchange, Facts};
 use super::headers::{self, Forwarded};
 use super::hygiene::{self, Host};
 use super::upgrade::{Farewell, tunnel};
+use super::upstream::pool::Lease;
 use super::upstream::send::{self, Sent};
 use crate::release::InFlight;
 use crate::snapshot::{Service, Slot, Snapshot};
@@ -211,7 +212,7 @@ async fn forward(
     hygiene::check_response(&response)?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let client = client_upgrade.ok_or(Reason::UpstreamProtocol)?;
-        return Ok(switch_protocols(response, client, in_flight, facts));
+        return Ok(switch_protocols(response, client, (lease, in_flight), facts));
     }
     let event_stream = is_event_stream(response.headers())
         .then(|| EventStream::new(Farewell::new(in_flight.release(), worker), &facts.connection.activity));
@@ -340,7 +341,7 @@ fn set_visitor_cookie(fields: &mut HeaderMap, id: &str, secure: bool) {
 fn switch_protocols(
     mut response: Response<Incoming>,
     client: OnUpgrade,
-    in_flight: InFlight,
+    (lease, in_flight): (Lease, InFlight),
     facts: &Rc<Facts>,
 ) -> Response<AnswerBody> {
     let target = hyper::upgrade::on(&mut response);
@@ -348,6 +349,8 @@ fn switch_protocols(
     let held = (in_flight.into_socket(), Rc::clone(facts));
     facts.connection.worker.tasks.spawn_local(async move {
         let (Ok(client), Ok(target)) = tokio::join!(client, target) else { return };
+        // Until here it drove the connection; now the connection is ours.
+        drop(lease);
         let (client, target) = (hyper_util::rt::TokioIo::new(client), hyper_util::rt::TokioIo::new(target));
         let carried = tunnel(client, target, farewell).await;
         let (_in_flight, facts) = held;

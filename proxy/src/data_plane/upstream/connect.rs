@@ -60,6 +60,6 @@ where
         .handshake(io)
         .await
         .map_err(ConnectError::Handshake)?;
-    pool.drive(connection.with_upgrades(), release.ending());
-    Ok(pool.lend(target.id, Connection::new(sender)))
+    let driver = pool.drive(connection.with_upgrades(), release.ending());
+    Ok(pool.lend(target.id, Connection::new(sender, driver)))
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use hyper::client::conn::http1::SendRequest;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -22,16 +23,24 @@ pub const IDLE_MAX: Duration = Duration::from_secs(10);
 const AGE_MAX: Duration = Duration::from_secs(300);
 const USES_MAX: u32 = 900;
 
-/// One open connection.
+/// One open connection. Dropped, it is closed at once, whatever it is doing: hyper alone would go on
+/// writing an abandoned request body for as long as the target does not take it.
 pub struct Connection {
     pub sender: SendRequest<RequestBody>,
+    driver: AbortHandle,
     opened: Instant,
     uses: u32,
 }
 
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
 impl Connection {
-    pub fn new(sender: SendRequest<RequestBody>) -> Self {
-        Self { sender, opened: Instant::now(), uses: 0 }
+    pub fn new(sender: SendRequest<RequestBody>, driver: AbortHandle) -> Self {
+        Self { sender, driver, opened: Instant::now(), uses: 0 }
     }
 
     fn is_worn_out(&self, now: Instant) -> bool {
@@ -79,14 +88,15 @@ impl Pool {
         &self,
         connection: impl Future<Output = Result<(), E>> + 'static,
         mut ending: watch::Receiver<Ending>,
-    ) {
-        self.tasks.spawn_local(async move {
+    ) -> AbortHandle {
+        let driver = self.tasks.spawn_local(async move {
             tokio::select! {
                 // Errors reach whoever waits for the answer; an idle connection's end concerns nobody.
                 _ = connection => {}
                 _ = ending.wait_for(|ending| *ending == Ending::Cut) => {}
             }
         });
+        driver.abort_handle()
     }
 
     /// Runs for as long as the worker: closes what was idle for too long.
