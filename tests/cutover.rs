@@ -1,5 +1,8 @@
 //! A deploy loses no request: not a short one, not a long one, not an upload, not a stream, not a socket.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -9,16 +12,80 @@ use model::protocol::Event;
 #[test]
 fn a_hundred_cutovers_under_load_lose_nothing() {
     let world = World::start();
-    let pumas = [Puma::start(App::Rack, "v1"), Puma::start(App::Rack, "v2")];
+    let pumas = [Puma::start(App::Rails, "v1"), Puma::start(App::Rails, "v2")];
     world.deploy(&pumas[0].target());
     let load = world.load("/");
+    let others = Others::start(world.http());
     for n in 1..=100 {
         world.deploy(&pumas[n % 2].target());
     }
     load.goes_on_for(20);
     let seen = load.finish().lost_nothing();
-    println!("100 cutovers: {seen}");
     assert_eq!((seen.releases(), seen.last_body().as_str()), (vec!["v1", "v2"], "v1"), "{seen}");
+    // One more, so that the last stream and socket end too.
+    let counts = others.finish(|| world.deploy(&pumas[1].target()));
+    println!("100 cutovers: {seen}; {counts:?}");
+    assert!(counts.iter().all(|(_, count)| *count >= 10), "{counts:?}");
+}
+
+/// What lasts longer than a request: slow answers, uploads, event streams and ActionCable sockets, each kind
+/// again and again until the end, each checked for a proper end.
+struct Others {
+    over: Arc<AtomicBool>,
+    kinds: Vec<(&'static str, thread::JoinHandle<u32>)>,
+}
+
+impl Others {
+    fn start(http: SocketAddr) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let kinds: [(&str, fn(SocketAddr)); 4] =
+            [("slow", slow), ("upload", upload), ("event stream", event_stream), ("socket", socket)];
+        let kinds = kinds.map(|(name, once)| {
+            let over = Arc::clone(&over);
+            let again_and_again = move || {
+                let mut count = 0;
+                while !over.load(Ordering::Relaxed) {
+                    once(http);
+                    count += 1;
+                }
+                count
+            };
+            (name, thread::spawn(again_and_again))
+        });
+        Self { over, kinds: kinds.into() }
+    }
+
+    fn finish<T>(self, end_streams: impl FnOnce() -> T) -> Vec<(&'static str, u32)> {
+        self.over.store(true, Ordering::Relaxed);
+        end_streams();
+        self.kinds.into_iter().map(|(name, thread)| (name, thread.join().expect(name))).collect()
+    }
+}
+
+fn slow(http: SocketAddr) {
+    let answer = Ask::get("shop.test", "/slow?s=0.7").at(http);
+    assert!(answer.status == 200 && answer.text().starts_with("slow answer of v"), "{answer}");
+}
+
+fn upload(http: SocketAddr) {
+    let answer = Ask::post("shop.test", "/upload", vec![b'x'; 300_000]).method("PUT").at(http);
+    assert!(answer.status == 200 && answer.json()["bytes"] == 300_000, "{answer}");
+}
+
+fn event_stream(http: SocketAddr) {
+    let mut events = Raw::connect(http);
+    events.send("GET /events HTTP/1.1\r\nHost: shop.test\r\nAccept: text/event-stream\r\n\r\n");
+    let seen = events.read_until(|seen| seen.ends_with("\r\n0\r\n\r\n"));
+    let releases = ["data: v1", "data: v2"].map(|data| seen.contains(data));
+    assert!(seen.starts_with("HTTP/1.1 200") && releases != [true, true], "{seen}");
+}
+
+fn socket(http: SocketAddr) {
+    let mut cable = Socket::open_cable(http, "shop.test");
+    let release = cable.cable_echo("hello");
+    assert!(release.starts_with('v'), "{release}");
+    // 1012 is "service restart" (RFC 6455, IANA's registry of close codes): clients reconnect at once.
+    assert_eq!(cable.wait_for_the_end(), SocketEvent::Closed(Some(1012)));
 }
 
 #[test]
