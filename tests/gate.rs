@@ -84,6 +84,7 @@ macro_rules! says {
             (r"-p \d+", "-p PORT"),
             (r"×\d+", "×N"),
             (r"\b(\d+s)?\d+ms\b", "TIME"),
+            (r"within \d+s\b", "within TIME"),
             (r"(?m)[ \t]+$", ""),
         ]}, { insta::assert_snapshot!($refusal.told(), @$text) });
     };

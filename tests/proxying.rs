@@ -301,6 +301,21 @@ fn websockets_carry_both_ways() {
 }
 
 #[test]
+fn websockets_open_on_a_stream_of_http2_too() {
+    let world = World::start();
+    let puma = Puma::start(App::Rails, "v1");
+    world.deploy(&puma.target());
+    let mut cable = Socket::open_cable_over_http2(world.http(), "shop.test");
+    assert!(!cable.response.headers().contains_key("sec-websocket-accept"), "{:?}", cable.response);
+    for n in 0..20 {
+        assert_eq!(cable.cable_echo(&format!("message {n}")), "v1");
+    }
+    let next = Puma::start(App::Rails, "v2");
+    world.deploy_with(&next.target(), &["--drain-timeout", "5s"]);
+    assert_eq!(cable.wait_for_the_end(), SocketEvent::Closed(Some(1012)));
+}
+
+#[test]
 fn connections_to_the_app_are_kept_and_shared() {
     let recorder = Recorder::start();
     let world = World::with_args(["--workers", "1"]);

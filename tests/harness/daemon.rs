@@ -154,6 +154,8 @@ impl Drop for Daemon {
         self.kill_9();
         if std::thread::panicking() {
             eprintln!("--- log of portcullis\n{}", self.log());
+            let requests: Vec<String> = self.access_log().iter().map(ToString::to_string).collect();
+            eprintln!("--- access log\n{}", requests.join("\n"));
         }
     }
 }

@@ -2,10 +2,16 @@
 
 use std::net::SocketAddr;
 
+use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
+use http_body_util::Empty;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::{Error, Message, http};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
@@ -13,10 +19,17 @@ use crate::runtime::runtime;
 use crate::wait::PATIENCE;
 
 pub struct Socket {
-    stream: WebSocketStream<TcpStream>,
-    /// The answer's head, `101`.
-    pub response: http::Response<Option<Vec<u8>>>,
+    stream: WebSocketStream<Box<dyn Stream>>,
+    /// The answer's head: 101, or 200 over HTTP/2.
+    pub response: http::Response<()>,
 }
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+const CABLE: [(&str, &str); 2] =
+    [("sec-websocket-protocol", "actioncable-v1-json"), ("origin", "http://shop.test")];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SocketEvent {
@@ -42,26 +55,64 @@ impl Socket {
         }
         runtime().block_on(async {
             let open = async {
-                let tcp = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
+                let tcp: Box<dyn Stream> =
+                    Box::new(TcpStream::connect(address).await.map_err(|e| e.to_string())?);
                 client_async(request, tcp).await.map_err(|error| match error {
                     Error::Http(response) => format!("answered {}", response.status()),
                     other => other.to_string(),
                 })
             };
             let (stream, response) = timeout(PATIENCE, open).await.map_err(|_| "no answer".to_owned())??;
-            Ok(Self { stream, response })
+            Ok(Self { stream, response: response.map(|_| ()) })
         })
+    }
+
+    /// Opens `path` on a stream of HTTP/2 (RFC 8441).
+    #[track_caller]
+    pub fn open_over_http2(address: SocketAddr, host: &str, path: &str, headers: &[(&str, &str)]) -> Self {
+        let url = |path: &str| format!("http://{host}{path}");
+        let mut connect = http::Request::connect(url(path))
+            .extension(hyper::ext::Protocol::from_static("websocket"))
+            .header("sec-websocket-version", "13");
+        for (name, value) in headers {
+            connect = connect.header(*name, *value);
+        }
+        let connect = connect.body(Empty::<Bytes>::new()).expect("a request");
+        let open = async {
+            let tcp = TcpStream::connect(address).await.expect("the proxy listens");
+            let (mut sender, connection) =
+                http2::handshake(TokioExecutor::new(), TokioIo::new(tcp)).await.expect("HTTP/2");
+            tokio::task::spawn(connection);
+            // The proxy's settings must have come before a client may connect.
+            let first = http::Request::get(url("/up")).body(Empty::new()).expect("a request");
+            sender.send_request(first).await.expect("an answer");
+            let mut response = sender.send_request(connect).await.expect("an answer");
+            assert_eq!(response.status(), 200, "{response:?}");
+            let upgraded = hyper::upgrade::on(&mut response).await.expect("an upgrade");
+            let stream: Box<dyn Stream> = Box::new(TokioIo::new(upgraded));
+            let stream = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
+            Self { stream, response: response.map(|_| ()) }
+        };
+        runtime().block_on(async { timeout(PATIENCE, open).await.expect("it opens in time") })
     }
 
     /// ActionCable's echo channel of `apps/rails.ru`, subscribed.
     #[track_caller]
     pub fn open_cable(address: SocketAddr, host: &str) -> Self {
-        let protocol = [("sec-websocket-protocol", "actioncable-v1-json"), ("origin", "http://shop.test")];
-        let mut socket = Self::open(address, host, "/cable", &protocol).expect("the cable opens");
-        socket.wait_for("welcome");
-        socket.say(r#"{"command":"subscribe","identifier":"{\"channel\":\"EchoChannel\"}"}"#);
-        socket.wait_for("confirm_subscription");
-        socket
+        Self::open(address, host, "/cable", &CABLE).expect("the cable opens").subscribed()
+    }
+
+    #[track_caller]
+    pub fn open_cable_over_http2(address: SocketAddr, host: &str) -> Self {
+        Self::open_over_http2(address, host, "/cable", &CABLE).subscribed()
+    }
+
+    #[track_caller]
+    fn subscribed(mut self) -> Self {
+        self.wait_for("welcome");
+        self.say(r#"{"command":"subscribe","identifier":"{\"channel\":\"EchoChannel\"}"}"#);
+        self.wait_for("confirm_subscription");
+        self
     }
 
     /// Says `text` on the cable and returns the release that echoed it.

@@ -252,8 +252,8 @@ fn to_target(
         fields.insert(header::TE, HeaderValue::from_static("trailers"));
     }
     if websocket {
-        fields.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-        fields.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        headers::ask_for_websocket(fields);
+        parts.method = Method::GET;
     } else if !body.is_end_stream() && body.size_hint().exact().is_none() {
         // hyper's client would drop the body of a GET without this field.
         fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -359,8 +359,14 @@ fn switch_protocols(
     });
     let mut response = response.map(|_| AnswerBody::empty());
     headers::strip_hop_by_hop(response.headers_mut());
-    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    if facts.connection.activity.is_http2() {
+        // On a stream success is 200, and there is no key to accept (RFC 8441 §5).
+        *response.status_mut() = StatusCode::OK;
+        response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
+    } else {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    }
     response
 }
 

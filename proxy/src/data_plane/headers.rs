@@ -95,16 +95,31 @@ pub fn lists(headers: &HeaderMap, field: HeaderName, token: &str) -> bool {
         .any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
 }
 
-/// A WebSocket handshake that may become a tunnel (RFC 6455 §4.1): anything else that asks for an upgrade
-/// is an ordinary request.
+/// A WebSocket handshake that may become a tunnel, over HTTP/1.1 (RFC 6455 §4.1) or on a stream of HTTP/2
+/// (RFC 8441): anything else that asks for an upgrade is an ordinary request.
 pub fn is_websocket(request: &http::Request<impl http_body::Body>) -> bool {
     let headers = request.headers();
-    request.method() == http::Method::GET
-        && request.version() == http::Version::HTTP_11
-        && lists(headers, header::CONNECTION, "upgrade")
-        && headers.get_all(header::UPGRADE).iter().count() == 1
-        && lists(headers, header::UPGRADE, "websocket")
-        && http_body::Body::is_end_stream(request.body())
+    let over_http1 = || {
+        request.method() == http::Method::GET
+            && request.version() == http::Version::HTTP_11
+            && lists(headers, header::CONNECTION, "upgrade")
+            && headers.get_all(header::UPGRADE).iter().count() == 1
+            && lists(headers, header::UPGRADE, "websocket")
+            && http_body::Body::is_end_stream(request.body())
+    };
+    over_http1() || super::hygiene::is_http2_websocket(request)
+}
+
+/// Writes the fields that ask an HTTP/1.1 target for a WebSocket.
+pub fn ask_for_websocket(headers: &mut HeaderMap) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    if !headers.contains_key(header::SEC_WEBSOCKET_KEY) {
+        // HTTP/2 has no key. Hexadecimal digits are base64 digits: 21 of them and an `A` are 16 bytes.
+        let random = uuid::Uuid::now_v7().simple().to_string();
+        let key = HeaderValue::from_str(&format!("{}A==", &random[random.len() - 21..]));
+        headers.insert(header::SEC_WEBSOCKET_KEY, key.expect("a UUID is visible ASCII"));
+    }
 }
 
 /// Who asks, as the app shall see it.

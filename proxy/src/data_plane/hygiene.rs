@@ -23,7 +23,7 @@ impl Host {
 /// Checks a request's head and returns its host. Afterwards the target is in origin-form, one valid `Host`
 /// field is there, and the framing is beyond doubt.
 pub fn check<B>(request: &mut Request<B>) -> Result<Host, Reason> {
-    if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+    if matches!(*request.method(), Method::CONNECT | Method::TRACE) && !is_http2_websocket(request) {
         return Err(Reason::MethodNotAllowed);
     }
     if request.headers().len() > Limits::REQUEST_FIELDS {
@@ -38,6 +38,14 @@ pub fn check<B>(request: &mut Request<B>) -> Result<Host, Reason> {
     check_target(request)?;
     check_expect(request.headers())?;
     Ok(host)
+}
+
+/// The extended CONNECT that opens a WebSocket on a stream (RFC 8441 §4); no other CONNECT is served.
+pub fn is_http2_websocket<B>(request: &Request<B>) -> bool {
+    let protocol = request.extensions().get::<hyper::ext::Protocol>();
+    request.method() == Method::CONNECT
+        && request.version() == Version::HTTP_2
+        && protocol.is_some_and(|protocol| protocol.as_str() == "websocket")
 }
 
 /// hyper takes `Transfer-Encoding: gzip, chunked`, repeated fields and odd lists; who forwards them without
@@ -243,6 +251,23 @@ mod tests {
             let mut request = request(Version::HTTP_2, "GET", uri, fields);
             let got = check(&mut request).map(|host| host.0);
             assert_eq!(got, want.map(str::to_owned), "{uri} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_websocket_may_connect() {
+        for (version, protocol, ok) in [
+            (Version::HTTP_2, Some("websocket"), true),
+            (Version::HTTP_2, Some("connect-udp"), false),
+            (Version::HTTP_2, None, false),
+            (Version::HTTP_11, Some("websocket"), false),
+        ] {
+            let mut request =
+                request(version, "CONNECT", "https://shop.test/cable", &[("host", "shop.test")]);
+            if let Some(protocol) = protocol {
+                request.extensions_mut().insert(hyper::ext::Protocol::from_static(protocol));
+            }
+            assert_eq!(check(&mut request).is_ok(), ok, "{version:?} {protocol:?}");
         }
     }
 

@@ -156,6 +156,7 @@ where
         .max_send_buf_size(HTTP2_SEND_BYTES)
         .initial_stream_window_size(HTTP2_STREAM_WINDOW)
         .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+        .enable_connect_protocol()
         .serve_connection(io, service);
     let mut serving = pin!(serving);
     watched(&worker, &connection, |cx, shutting_down| {
