@@ -9,5 +9,6 @@ mod harness_itself;
 mod hygiene;
 mod proxying;
 mod rollback;
+mod shutdown;
 mod state;
 mod tls;

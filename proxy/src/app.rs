@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use model::canary::FleetSecret;
 use model::protocol::Listeners;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -45,10 +45,15 @@ pub fn raise_descriptor_limit() {
 pub fn run(config: Config) -> Result<(), AppError> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AppError::Runtime)?;
-    runtime.block_on(serve(Arc::new(config)))
+    let result = runtime.block_on(serve(Arc::new(config)));
+    // A name that is being looked up would hold the process until the resolver gives up.
+    runtime.shutdown_background();
+    result
 }
 
 async fn serve(config: Arc<Config>) -> Result<(), AppError> {
+    // First of all, so that no signal finds the default action in place.
+    let signals = Signals::new().map_err(AppError::Runtime)?;
     let shutdown = CancellationToken::new();
     let published = Published::default();
     let metrics = Metrics::new(config.workers);
@@ -79,25 +84,31 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
         shutdown: shutdown.clone(),
         https_port: open.https.as_ref().map(|(address, _)| address.port()),
     };
-    let metrics_socket = open.metrics;
     let workers = start_workers(setup, open.http, open.https)?;
-    let signals = end_on_signal(shutdown.clone()).map_err(AppError::Runtime)?;
     announce(&listeners, &config);
-
-    // One of these ends first: the shutdown, or a part that could not go on, which ends the others.
-    let served = {
-        let _stop_the_rest = shutdown.clone().drop_guard();
-        tokio::select! {
-            served = control.serve(listeners, shutdown.clone()) => served.map_err(AppError::from),
-            () = metrics_server::serve(metrics_socket, metrics) => Ok(()),
-            () = signals => Ok(()),
-        }
+    let serving = async {
+        let served = {
+            // Whatever ends first, the shutdown or a part that could not go on, ends the others.
+            let _stop_the_rest = shutdown.clone().drop_guard();
+            tokio::select! {
+                served = control.serve(listeners, shutdown.clone()) => served.map_err(AppError::from),
+                () = metrics_server::serve(open.metrics, metrics) => Ok(()),
+            }
+        };
+        let joined = tokio::task::spawn_blocking(move || join_workers(workers)).await;
+        log_writer.finish();
+        served.and(joined.unwrap_or(Ok(())))
     };
-    let joined = tokio::task::spawn_blocking(move || join_workers(workers)).await;
-    log_writer.finish();
-    tracing::info!("stopped");
-    served?;
-    joined.unwrap_or(Ok(()))
+    tokio::select! {
+        served = serving => {
+            tracing::info!("stopped");
+            served
+        }
+        second = signals.obey(&shutdown) => {
+            tracing::warn!(signal = second, "stopped at once");
+            std::process::exit(EXIT_INTERRUPTED)
+        }
+    }
 }
 
 type Sockets = (std::net::SocketAddr, Vec<std::net::TcpListener>);
@@ -162,23 +173,41 @@ fn join_workers(workers: Workers) -> Result<(), AppError> {
     result
 }
 
-/// Ready after the drain that the first signal began; a second signal ends the process at once.
-fn end_on_signal(shutdown: CancellationToken) -> std::io::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        let mut next = async || {
-            tokio::select! {
-                _ = terminate.recv() => "SIGTERM",
-                _ = interrupt.recv() => "SIGINT",
-            }
-        };
-        let first = next().await;
+const EXIT_INTERRUPTED: i32 = 130;
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Begins the drain at the first signal, and is ready at the second.
+    async fn obey(mut self, shutdown: &CancellationToken) -> &'static str {
+        let first = self.next().await;
         tracing::info!(signal = first, "draining; a second signal ends the process at once");
         shutdown.cancel();
-        next().await;
-        std::process::exit(130);
-    })
+        self.next().await
+    }
+
+    async fn next(&mut self) -> &'static str {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                // A terminal that closes, or an operator who expects a reload, must not cut requests off.
+                _ = self.hang_up.recv() => tracing::info!("SIGHUP changes nothing: services are changed with agentctl"),
+            }
+        }
+    }
 }
 
 /// For people and scripts that start it by hand; the same is in `agentctl status --json`.

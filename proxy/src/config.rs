@@ -161,6 +161,7 @@ impl Limits {
 /// Groups of the operating system whose members may use the control socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Groups {
+    /// Has the socket: who is not a member cannot even connect.
     pub read: String,
     pub operate: String,
     pub admin: String,
@@ -242,8 +243,8 @@ fn resolve(flags: Flags, raw: RawConfig) -> Result<Config, ConfigError> {
         reason_header: raw.reason_header.unwrap_or(true),
         limits: resolve_limits(&raw.limits)?,
         groups: Groups {
-            read: raw.groups.read.unwrap_or_else(|| "portcullis-read".to_owned()),
-            operate: raw.groups.operate.unwrap_or_else(|| "portcullis".to_owned()),
+            read: raw.groups.read.unwrap_or_else(|| "portcullis".to_owned()),
+            operate: raw.groups.operate.unwrap_or_else(|| "portcullis-operate".to_owned()),
             admin: raw.groups.admin.unwrap_or_else(|| "portcullis-admin".to_owned()),
         },
     })

@@ -105,6 +105,7 @@ pub struct Release {
     pub id: Arc<str>,
     pub targets: Box<[Arc<Target>]>,
     closed: AtomicBool,
+    cut_short: AtomicU64,
     left: Notify,
     ending: watch::Sender<Ending>,
 }
@@ -115,6 +116,7 @@ impl Release {
             id: id.into(),
             targets: targets.into(),
             closed: AtomicBool::new(false),
+            cut_short: AtomicU64::new(0),
             left: Notify::new(),
             ending: watch::channel(Ending::Serving).0,
         })
@@ -151,9 +153,17 @@ impl Release {
         self.ending.send_replace(Ending::Draining { sockets_until: Instant::now() + window });
     }
 
-    /// Ends everything that is still in flight.
+    /// Ends everything that is still in flight. Whoever comes first decides how many that are.
     pub fn cut(&self) {
-        self.ending.send_replace(Ending::Cut);
+        if !self.is_cut() {
+            self.cut_short.store(self.in_flight().total(), Ordering::Relaxed);
+            self.ending.send_replace(Ending::Cut);
+        }
+    }
+
+    /// How many were in flight at `cut`; 0 before.
+    pub fn cut_short(&self) -> u64 {
+        self.cut_short.load(Ordering::Relaxed)
     }
 
     pub fn is_cut(&self) -> bool {

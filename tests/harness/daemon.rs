@@ -121,7 +121,16 @@ impl Daemon {
 
     /// SIGTERM; waits for the end.
     pub fn stop(&mut self) -> ExitStatus {
+        self.terminate();
+        self.wait_for_the_end()
+    }
+
+    /// SIGTERM alone.
+    pub fn terminate(&self) {
         self.signal(Signal::TERM);
+    }
+
+    pub fn wait_for_the_end(&mut self) -> ExitStatus {
         eventually("portcullis ends after SIGTERM", || match self.child.try_wait() {
             Ok(Some(status)) => Ok(status),
             other => Err(format!("{other:?}\n{}", self.log())),

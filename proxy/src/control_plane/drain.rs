@@ -96,15 +96,15 @@ async fn drain(release: Arc<Release>, timeouts: &Timeouts, reporter: &Reporter) 
             }
         }
     };
-    let mut cut = 0;
     if tokio::time::timeout_at(deadline, draining).await.is_err() {
-        cut = release.in_flight().total();
         release.cut();
         if tokio::time::timeout(CUT_TIMEOUT, release.idle()).await.is_err() {
             let left = release.in_flight().total();
             tracing::warn!(release = &*release.id, left, "some requests did not end when they were cut");
         }
     }
+    // The deployment has a clock of its own, and may have cut in the same moment.
+    let cut = release.cut_short();
     reporter.tell(Event::Drained { release: release.id.to_string(), cut });
 }
 
