@@ -7,8 +7,7 @@ use crate::failure::Report;
 /// A line `::error title=…::…`; `%0A` are the line ends that GitHub shows.
 pub(crate) fn error(title: &str, report: &Report) -> String {
     let mut lines = vec![report.message.clone()];
-    lines.extend(report.causes.iter().map(|cause| format!("cause: {cause}")));
-    lines.extend(report.diagnosis.iter().map(|diagnosis| format!("found: {}", problem::found(diagnosis))));
+    lines.extend(problem::causes(report).iter().map(|cause| format!("cause: {cause}")));
     lines.extend(problem::hints(report).map(|hint| format!("hint: {hint}")));
     let lines: Vec<String> = lines.iter().map(|line| escape_data(&clean::line(line))).collect();
     format!("::error title={}::{}\n", escape_property(&clean::line(title)), lines.join("%0A"))

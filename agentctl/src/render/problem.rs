@@ -15,13 +15,10 @@ pub(crate) fn text(report: &Report, paint: Paint) -> String {
         text.push_str(&format!("{} {}\n", paint.paint(tone, head), clean::line(body)));
     };
     add(Tone::Bad, "error:", &report.message);
-    for cause in &report.causes {
-        add(Tone::Strong, "cause:", cause);
+    for cause in causes(report) {
+        add(Tone::Strong, "cause:", &cause);
     }
-    if let Some(diagnosis) = &report.diagnosis {
-        add(Tone::Strong, "found:", &found(diagnosis));
-        text.push_str(&evidence(diagnosis));
-    }
+    text.extend(report.diagnosis.as_ref().map(evidence));
     for hint in hints(report) {
         text.push_str(&format!("{}  {}\n", paint.paint(Tone::Good, "hint:"), clean::line(hint)));
     }
@@ -35,8 +32,12 @@ pub(crate) fn hints(report: &Report) -> impl Iterator<Item = &str> {
     [found, own.filter(|hint| Some(*hint) != found)].into_iter().flatten().filter(|hint| !hint.is_empty())
 }
 
-pub(crate) fn found(diagnosis: &DiagnosisBody) -> String {
-    format!("{} ({} at `{}`)", diagnosis.verdict, diagnosis.id, diagnosis.target)
+/// The causes, what the gate found out first. The problem's own that says the same is left out.
+pub(crate) fn causes(report: &Report) -> Vec<String> {
+    let found = report.diagnosis.as_ref();
+    let says_it = |cause: &&String| found.is_some_and(|diagnosis| cause.contains(&diagnosis.verdict));
+    let diagnosed = found.map(|found| format!("target `{}`: {} ({})", found.target, found.verdict, found.id));
+    diagnosed.into_iter().chain(report.causes.iter().filter(|cause| !says_it(cause)).cloned()).collect()
 }
 
 /// What the probes saw, and how the last answer began. The bar keeps an app's text from looking like ours.
@@ -99,7 +100,7 @@ mod tests {
         };
         insta::assert_snapshot!(plain(&report), @r"
         error: release `r2` of `shop` did not pass the gate
-        found: the app waits for a migration (pending_migration at `127.0.0.1:3001`)
+        cause: target `127.0.0.1:3001`: the app waits for a migration (pending_migration)
           probes: connection refused ×12
                   503 ×3
           last answer:

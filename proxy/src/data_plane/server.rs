@@ -45,26 +45,32 @@ const HTTP2_CONNECTION_WINDOW: u32 = 1024 * 1024;
 
 pub async fn serve_plain(worker: Rc<Worker>, mut stream: TcpStream, accepted: Accepted) {
     let mut prefix = BytesMut::new();
-    let limit = worker.config.limits.keep_alive_timeout;
     let told = tokio::select! {
         () = worker.shutdown.cancelled() => return,
-        told = timeout(limit, speaks_http2(&mut stream, &mut prefix)) => told,
+        told = speaks_http2(&mut stream, &mut prefix, &worker.config.limits) => told,
     };
     match told {
-        Ok(Ok(true)) => serve_http2(worker, stream, prefix, accepted, None).await,
-        Ok(Ok(false)) => serve_http1(worker, stream, prefix, accepted, None).await,
-        // Gone or silent before its first byte.
-        Ok(Err(_)) | Err(_) => {}
+        Ok(true) => serve_http2(worker, stream, prefix, accepted, None).await,
+        Ok(false) => serve_http1(worker, stream, prefix, accepted, None).await,
+        // Gone or silent before it had said anything.
+        Err(_) => {}
     }
 }
 
 /// Reads until the preface has come or cannot come any more.
-async fn speaks_http2(stream: &mut TcpStream, prefix: &mut BytesMut) -> std::io::Result<bool> {
+async fn speaks_http2(
+    stream: &mut TcpStream,
+    prefix: &mut BytesMut,
+    limits: &Limits,
+) -> std::io::Result<bool> {
     prefix.reserve(4096);
+    let mut limit = limits.keep_alive_timeout;
     loop {
-        if stream.read_buf(prefix).await? == 0 {
+        if timeout(limit, stream.read_buf(prefix)).await?? == 0 {
             return Ok(false);
         }
+        // What has begun is a head, and has to go on like one.
+        limit = limits.request_head_timeout;
         let n = prefix.len().min(PREFACE.len());
         if prefix[..n] != PREFACE[..n] {
             return Ok(false);
