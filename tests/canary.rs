@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use harness::{App, Ask, Browser, DaemonOptions, Puma, Socket, SocketEvent, World};
+use model::protocol::{ServiceState, TargetStateName};
 
 /// The service `shop` with `stable` and, at `weight`, `canary`.
 fn with_canary(world: &World, stable: &Puma, canary: &Puma, weight: &str, more: &[&str]) {
@@ -176,4 +177,28 @@ fn a_bad_canary_gets_nobody() {
     world.agentctl(canary).fails_with(5);
     assert_eq!(world.get("/").text(), "stable");
     assert_eq!(world.daemon.status().services[0].canary, None);
+}
+
+#[test]
+fn a_dead_canary_leaves_its_share_to_stable() {
+    let world = World::start();
+    let (stable, mut canary) = pumas();
+    with_canary(&world, &stable, &canary, "100%", &[]);
+    assert_eq!(world.get("/").text(), "canary");
+    canary.stop();
+    harness::eventually("stable has the whole share", || match world.get("/") {
+        answer if answer.status == 200 => {
+            assert_eq!(answer.text(), "stable");
+            Ok(())
+        }
+        answer => Err(answer.to_string()),
+    });
+    let load = world.load("/");
+    load.goes_on_for(50);
+    assert_eq!(load.finish().lost_nothing().releases(), ["stable"]);
+    let shop = &world.daemon.status().services[0];
+    assert_eq!(shop.state, ServiceState::Degraded, "{shop:#?}");
+    assert_eq!(shop.stable.targets[0].state, TargetStateName::Serving, "{shop:#?}");
+    let events = world.agentctl(["events"]).succeeds();
+    assert!(events.stdout().contains("last target down"), "{events}");
 }

@@ -1,12 +1,12 @@
 //! A deploy loses no request: not a short one, not a long one, not an upload, not a stream, not a socket.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use harness::{App, Ask, LoadPlan, Puma, Raw, Socket, SocketEvent, World, eventually};
+use harness::{App, Ask, LoadPlan, Puma, Raw, Recorder, Socket, SocketEvent, World, eventually};
 use model::protocol::Event;
 
 #[test]
@@ -35,10 +35,13 @@ struct Others {
     kinds: Vec<(&'static str, thread::JoinHandle<u32>)>,
 }
 
+/// A name, and one round of it.
+type Kind = (&'static str, fn(SocketAddr));
+
 impl Others {
     fn start(http: SocketAddr) -> Self {
         let over = Arc::new(AtomicBool::new(false));
-        let kinds: [(&str, fn(SocketAddr)); 4] =
+        let kinds: [Kind; 4] =
             [("slow", slow), ("upload", upload), ("event stream", event_stream), ("socket", socket)];
         let kinds = kinds.map(|(name, once)| {
             let over = Arc::clone(&over);
@@ -227,6 +230,27 @@ fn several_targets_share_the_load_and_one_may_die() {
     load.goes_on_for(200);
     let seen = load.finish().lost_nothing();
     assert_eq!(seen.releases(), ["one"], "{seen}");
+}
+
+#[test]
+fn a_name_that_leads_to_a_new_address_is_a_new_release() {
+    let hosts = tempfile::NamedTempFile::new().expect("a temporary file");
+    let leads_to =
+        |ip: &str| std::fs::write(hosts.path(), format!("127.0.0.1 localhost\n{ip} app.internal\n"));
+    leads_to("127.0.0.1").expect("the file can be written");
+    let Some(world) = World::with_hosts(hosts.path()) else { return };
+    let old = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
+    let port = old.local_addr().expect("it is bound").port();
+    let new = TcpListener::bind(("127.0.0.2", port)).expect("nobody else listens there");
+    let _old = Recorder::on(old, b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nold");
+    let _new = Recorder::on(new, b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nnew");
+    let target = format!("app.internal:{port}");
+    world.deploy(&target);
+    assert_eq!(world.get("/").text(), "old");
+    leads_to("127.0.0.2").expect("the file can be written");
+    // Nothing but a setting is new, as it seems.
+    world.deploy_with(&target, &["--drain-timeout", "5s"]);
+    assert_eq!(world.get("/").text(), "new");
 }
 
 /// Waits until the stable release holds this many requests.

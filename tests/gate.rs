@@ -99,8 +99,7 @@ fn nothing_listens() {
     let refusal = refused(&refused_address().to_string(), "2s").is("refused");
     says!(refusal, @r#"
         error: release `r2` of `shop` did not pass its gate; traffic is unchanged
-        cause: target `TARGET`: nothing listens on TARGET
-        found: nothing listens on TARGET (refused at `TARGET`)
+        cause: target `TARGET`: nothing listens on TARGET (refused)
           probes: connection refused ×N
         hint:  see whether the app runs, on which port (`ss -ltnp`, `docker ps`), and whether it has exited (its log); in a container Puma must not listen on 127.0.0.1 only: `bind "tcp://0.0.0.0:PORT"` in config/puma.rb, or `bin/rails server -b 0.0.0.0 -p PORT`
     "#);
@@ -112,8 +111,7 @@ fn connections_are_reset() {
     let refusal = refused(&rogue.target(), "2s").is("reset");
     says!(refusal, @r#"
         error: release `r2` of `shop` did not pass its gate; traffic is unchanged
-        cause: target `TARGET`: TARGET takes connections and resets them without an answer
-        found: TARGET takes connections and resets them without an answer (reset at `TARGET`)
+        cause: target `TARGET`: TARGET takes connections and resets them without an answer (reset)
           probes: connection reset ×N
         hint:  behind a port that Docker publishes this means that nothing listens inside the container: let Puma listen on all its addresses (`bind "tcp://0.0.0.0:PORT"` in config/puma.rb) and publish that very port
     "#);
@@ -125,8 +123,7 @@ fn no_answer_comes() {
     let refusal = refused(&puma.target(), "4s").is("no_answer");
     says!(refusal, @r#"
         error: release `r2` of `shop` did not pass its gate; traffic is unchanged
-        cause: target `TARGET`: TARGET takes connections, but `GET /up` got no answer within TIME
-        found: TARGET takes connections, but `GET /up` got no answer within TIME (no_answer at `TARGET`)
+        cause: target `TARGET`: TARGET takes connections, but `GET /up` got no answer within TIME (no_answer)
           probes: no answer
         hint:  the app hangs while it boots or while it answers (a database or lock that it waits for), or all its Puma threads are busy; let `/up` depend on nothing slow, and give it longer with `--health-check-timeout` if it needs that
     "#);
@@ -138,8 +135,7 @@ fn force_ssl_redirects_the_probe() {
     let refusal = refused(&puma.target(), "60s").is("redirect_to_https").ended_early();
     says!(refusal, @r#"
         error: release `r2` of `shop` did not pass its gate; traffic is unchanged
-        cause: target `TARGET`: `GET /up` is redirected to https://shop.test/up, although the probe says `X-Forwarded-Proto: https`
-        found: `GET /up` is redirected to https://shop.test/up, although the probe says `X-Forwarded-Proto: https` (redirect_to_https at `TARGET`)
+        cause: target `TARGET`: `GET /up` is redirected to https://shop.test/up, although the probe says `X-Forwarded-Proto: https` (redirect_to_https)
           probes: 301 to https://shop.test/up ×N
           last answer:
           | You are being redirected.
@@ -153,8 +149,7 @@ fn the_host_is_blocked_as_in_production() {
     let refusal = refused(&puma.target(), "60s").is("blocked_host").ended_early();
     says!(refusal, @r#"
         error: release `r2` of `shop` did not pass its gate; traffic is unchanged
-        cause: target `TARGET`: `GET /up` with `Host: shop.test` answered an empty 403, which is how Rails's host authorization blocks a host in production
-        found: `GET /up` with `Host: shop.test` answered an empty 403, which is how Rails's host authorization blocks a host in production (blocked_host at `TARGET`)
+        cause: target `TARGET`: `GET /up` with `Host: shop.test` answered an empty 403, which is how Rails's host authorization blocks a host in production (blocked_host)
           probes: 403 ×N
         hint:  add `config.hosts << "shop.test"` to config/environments/production.rs, or let the path through: `config.host_authorization = { exclude: ->(request) { request.path == "/up" } }`, or probe with a host that the app knows: `--health-check-host NAME`
     "#);
@@ -166,8 +161,7 @@ fn the_host_is_blocked_as_in_development() {
     let refusal = refused(&puma.target(), "60s").is("blocked_host").ended_early();
     says!(refusal, @r#"
         error: release `r2` of `shop` did not pass its gate; traffic is unchanged
-        cause: target `TARGET`: Rails's host authorization blocks `Host: shop.test`, which the probe sends
-        found: Rails's host authorization blocks `Host: shop.test`, which the probe sends (blocked_host at `TARGET`)
+        cause: target `TARGET`: Rails's host authorization blocks `Host: shop.test`, which the probe sends (blocked_host)
           probes: 403 ×N
           last answer:
           | Action Controller: Exception caught
@@ -184,8 +178,7 @@ fn there_is_no_such_route() {
     let refusal = refused(&puma.target(), "60s").is("not_found").ended_early();
     says!(refusal, @r#"
         error: release `r2` of `shop` did not pass its gate; traffic is unchanged
-        cause: target `TARGET`: `GET /up` answered 404: the app has no such route
-        found: `GET /up` answered 404: the app has no such route (not_found at `TARGET`)
+        cause: target `TARGET`: `GET /up` answered 404: the app has no such route (not_found)
           probes: 404 ×N
         hint:  Rails 7.1 and later: `get "up" => "rails/health#show", as: :rails_health_check` in config/routes.rs; before: `get "up", to: ->(_env) { [200, {}, ["up"]] }`; or name a path that answers 200 with `--health-check-path`
     "#);
@@ -197,8 +190,7 @@ fn a_migration_is_pending() {
     let refusal = refused(&puma.target(), "60s").is("pending_migration").ended_early();
     says!(refusal, @r#"
         error: release `r2` of `shop` did not pass its gate; traffic is unchanged
-        cause: target `TARGET`: the database lacks migrations of this release (`GET /up` answered 500: ActiveRecord::PendingMigrationError)
-        found: the database lacks migrations of this release (`GET /up` answered 500: ActiveRecord::PendingMigrationError) (pending_migration at `TARGET`)
+        cause: target `TARGET`: the database lacks migrations of this release (`GET /up` answered 500: ActiveRecord::PendingMigrationError) (pending_migration)
           probes: 500 ×N
           last answer:
           | Action Controller: Exception caught
@@ -224,8 +216,7 @@ fn the_app_fails() {
     let refusal = refused(&puma.target(), "3s").is("server_error");
     says!(refusal, @r#"
         error: release `r2` of `shop` did not pass its gate; traffic is unchanged
-        cause: target `TARGET`: `GET /up` answered 500: the payment provider's key is missing
-        found: `GET /up` answered 500: the payment provider's key is missing (server_error at `TARGET`)
+        cause: target `TARGET`: `GET /up` answered 500: the payment provider's key is missing (server_error)
           probes: 500 ×N
           last answer:
           | the payment provider's key is missing
@@ -239,8 +230,7 @@ fn another_protocol_lives_on_the_port() {
     let refusal = refused(&rogue.target(), "60s").is("wrong_protocol").ended_early();
     says!(refusal, @r#"
         error: release `r2` of `shop` did not pass its gate; traffic is unchanged
-        cause: target `TARGET`: TARGET does not speak HTTP but SSH
-        found: TARGET does not speak HTTP but SSH (wrong_protocol at `TARGET`)
+        cause: target `TARGET`: TARGET does not speak HTTP but SSH (wrong_protocol)
           probes: not HTTP/1.1 but SSH ×N
         hint:  that is not the app's port: `ss -ltnp` shows who listens where; name Puma's port in `--target`, and in `--health-check-port` if you set one
     "#);
@@ -252,8 +242,7 @@ fn redis_lives_on_the_port() {
     let refusal = refused(&redis.target(), "60s").is("wrong_protocol").ended_early();
     says!(refusal, @r#"
         error: release `r2` of `shop` did not pass its gate; traffic is unchanged
-        cause: target `TARGET`: TARGET does not speak HTTP but Redis
-        found: TARGET does not speak HTTP but Redis (wrong_protocol at `TARGET`)
+        cause: target `TARGET`: TARGET does not speak HTTP but Redis (wrong_protocol)
           probes: not HTTP/1.1 but Redis ×N
         hint:  that is not the app's port: `ss -ltnp` shows who listens where; name Puma's port in `--target`, and in `--health-check-port` if you set one
     "#);
@@ -267,8 +256,7 @@ fn the_port_speaks_tls() {
     let refusal = refused(&puma.target(), "60s").is("tls_on_port").ended_early();
     says!(refusal, @r#"
         error: release `r2` of `shop` did not pass its gate; traffic is unchanged
-        cause: target `TARGET`: TARGET speaks TLS, and Portcullis speaks plain HTTP to targets
-        found: TARGET speaks TLS, and Portcullis speaks plain HTTP to targets (tls_on_port at `TARGET`)
+        cause: target `TARGET`: TARGET speaks TLS, and Portcullis speaks plain HTTP to targets (tls_on_port)
           probes: TLS on the port ×N
         hint:  TLS ends at Portcullis: let Puma listen with `bind "tcp://0.0.0.0:PORT"` instead of `ssl://…` or `ssl_bind`, and deploy with that port in `--target`
     "#);
@@ -280,8 +268,7 @@ fn the_boot_takes_longer_than_the_deploy_may() {
     let refusal = refused(&puma.target(), "3s").is("slow_boot");
     says!(refusal, @r#"
         error: release `r2` of `shop` did not pass its gate; traffic is unchanged
-        cause: target `TARGET`: the app on TARGET listens, but still answered 503 when the deploy timeout of 3s ran out
-        found: the app on TARGET listens, but still answered 503 when the deploy timeout of 3s ran out (slow_boot at `TARGET`)
+        cause: target `TARGET`: the app on TARGET listens, but still answered 503 when the deploy timeout of 3s ran out (slow_boot)
           probes: 503 ×N
           last answer:
           | up
@@ -321,5 +308,15 @@ fn a_first_release_that_is_refused_leaves_no_service() {
     let target = refused_address().to_string();
     world.agentctl(["deploy", "shop", "--target", &target, "--deploy-timeout", "1s"]).fails_with(5);
     assert_eq!(world.daemon.status().services, []);
+    let events = world.agentctl(["events"]).succeeds();
+    assert!(events.stdout().contains("refused"), "{events}");
     assert_eq!(world.get("/").status, 404);
+}
+
+#[test]
+fn a_page_that_says_404_while_the_app_boots_is_waited_for() {
+    let world = World::start();
+    let puma = Puma::misbehaving(App::Rack, "bad", &[("BAD", "late_up")]);
+    world.deploy_with(&puma.target(), &["--deploy-timeout", "60s"]);
+    assert_eq!(world.get("/").text(), "bad");
 }

@@ -375,3 +375,30 @@ fn a_client_that_stalls_is_let_go() {
     load.goes_on_for(30);
     load.finish().lost_nothing();
 }
+
+#[test]
+fn no_target_leads_to_the_control_socket() {
+    let world = World::start();
+    let path = |name: &str| world.dir().join(name);
+    std::os::unix::fs::symlink("control.sock", path("link.sock")).unwrap();
+    let control = world.daemon.control();
+    let file = control.file_name().unwrap().to_str().unwrap().to_owned();
+    for name in [&file, &format!("./{file}"), &format!("/{file}"), "link.sock"] {
+        let target = format!("unix:{}/{name}", world.dir().display());
+        let refused = world.agentctl(["deploy", "evil", "--target", &target]).fails_with(2);
+        assert!(refused.stderr().contains("this agent itself listens there"), "{refused}");
+    }
+    // One that came to lead there later.
+    let puma = Puma::on_unix_socket(App::Rack, "v1");
+    std::fs::remove_file(path("link.sock")).unwrap();
+    std::os::unix::fs::symlink(puma.target().strip_prefix("unix:").unwrap(), path("link.sock")).unwrap();
+    world.deploy(&format!("unix:{}", path("link.sock").display()));
+    assert_eq!(world.get("/").text(), "v1");
+    std::fs::remove_file(path("link.sock")).unwrap();
+    std::os::unix::fs::symlink(&control, path("link.sock")).unwrap();
+    drop(puma);
+    eventually("the target fails", || match world.get("/v1/status") {
+        answer if answer.status == 502 => Ok(()),
+        answer => Err(answer.to_string()),
+    });
+}

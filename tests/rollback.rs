@@ -1,6 +1,6 @@
-//! Going back is a pointer flip: no boot, no probe, at once.
+//! Going back is a pointer flip: no boot, no gate, at once; and it leads to somebody who is there.
 
-use harness::{App, Puma, Summary, World};
+use harness::{App, Puma, Recorder, Summary, World};
 use model::protocol::Event;
 
 #[test]
@@ -20,6 +20,41 @@ fn rollback_moves_every_new_request_at_once() {
     assert!(!events.iter().any(|event| matches!(event, Event::Probed { .. })), "no probe: {rollback}");
     moved_within_10_ms(&seen, at_ms, "v1");
     assert_eq!(seen.last_body(), "v1", "{seen}");
+}
+
+#[test]
+fn a_held_release_that_has_just_died_gets_no_traffic() {
+    let world = World::start();
+    let (mut v1, v2) = (Puma::start(App::Rack, "v1"), Puma::start(App::Rack, "v2"));
+    world.deploy(&v1.target());
+    world.deploy(&v2.target());
+    let load = world.load("/");
+    v1.stop();
+    let refused = world.agentctl(["rollback", "shop"]).fails_with(4);
+    assert!(refused.stderr().contains("does not answer its probes"), "{refused}");
+    load.goes_on_for(20);
+    let seen = load.finish().lost_nothing();
+    assert_eq!(seen.releases(), ["v2"], "{seen}");
+}
+
+#[test]
+fn an_address_that_another_release_had_is_no_way_back() {
+    let world = World::start();
+    let puma = |name: &str| Puma::start(App::Rack, name);
+    let (mut v1, v2) = (puma("v1"), puma("v2"));
+    world.deploy(&v1.target());
+    world.deploy(&v2.target());
+    let target = v1.target();
+    v1.stop();
+    // Whoever answers there now is not what served before.
+    let listener = std::net::TcpListener::bind(&target).expect("the address is free again");
+    let bad = Recorder::on(listener, b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
+    let args = ["deploy", "shop", "--target", &target, "--host", "shop.test", "--deploy-timeout", "2s"];
+    world.agentctl(args).fails_with(5);
+    let refused = world.agentctl(["rollback", "shop"]).fails_with(4);
+    assert!(refused.stderr().contains("holds no previous release"), "{refused}");
+    assert_eq!(world.get("/").text(), "v2");
+    drop(bad);
 }
 
 #[test]

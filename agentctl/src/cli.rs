@@ -285,7 +285,7 @@ pub(crate) struct RoutingArgs {
     /// Redirect every other host of the service to this one [at first: none]
     #[arg(long, value_name = "HOST")]
     pub(crate) canonical_host: Option<Clearable<HostName>>,
-    /// Largest request body in bytes [at first: 1073741824]
+    /// Largest request body in bytes; 0: any length [at first: 1073741824]
     #[arg(long, value_name = "BYTES")]
     pub(crate) max_request_body: Option<u64>,
 }

@@ -16,10 +16,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// Until the head of an answer. Operations answer when they begin, so none needs longer.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Between two bytes of lines: while nothing happens the agent sends a blank line every 10 s.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// A thousand services with their targets take about a tenth of it.
 const DOCUMENT_BYTES_MAX: usize = 16 << 20;
 const LINE_BYTES_MAX: usize = 1 << 20;
@@ -36,6 +38,8 @@ pub(crate) enum ClientError {
     Connect { path: PathBuf, source: io::Error },
     #[error("the agent did not answer within {} s", after.as_secs())]
     NoReply { after: Duration },
+    #[error("the agent has said nothing for {} s, though it should every 10 s", after.as_secs())]
+    Silent { after: Duration },
     #[error("the agent went away before it answered")]
     Lost { source: hyper::Error },
     #[error("the agent went away during the operation")]
@@ -107,10 +111,16 @@ impl Client {
         }
     }
 
-    /// Asks for lines, which come as things happen; there is no deadline between them.
+    /// Asks for lines, which come as things happen.
     pub(crate) async fn lines(&self, call: Call) -> Result<Lines, ClientError> {
         let Reply { response, driver } = self.send(call).await?;
-        Ok(Lines { body: response.into_body(), pending: Vec::new(), scanned: 0, _driver: driver })
+        Ok(Lines {
+            body: response.into_body(),
+            pending: Vec::new(),
+            scanned: 0,
+            heard: Instant::now(),
+            _driver: driver,
+        })
     }
 
     async fn send(&self, call: Call) -> Result<Reply, ClientError> {
@@ -190,6 +200,8 @@ pub(crate) struct Lines {
     pending: Vec<u8>,
     /// Bytes of `pending` that are known to hold no line end.
     scanned: usize,
+    /// When the last bytes came. Kept here because callers drop the future of `next` while they wait.
+    heard: Instant,
     _driver: JoinSet<()>,
 }
 
@@ -206,7 +218,10 @@ impl Lines {
             if self.pending.len() > LINE_BYTES_MAX {
                 return Err(ClientError::TooLong { bytes_max: LINE_BYTES_MAX });
             }
-            match self.body.frame().await {
+            let frame = timeout_at(self.heard + SILENCE_MAX, self.body.frame()).await;
+            let frame = frame.map_err(|_| ClientError::Silent { after: SILENCE_MAX })?;
+            self.heard = Instant::now();
+            match frame {
                 Some(Ok(frame)) => self.pending.extend_from_slice(frame.data_ref().map_or(&[], |data| data)),
                 Some(Err(source)) => return Err(ClientError::Cut { source: Some(source.into()) }),
                 None => return Ok(self.take_rest()),

@@ -94,6 +94,22 @@ async fn a_socket_that_is_not_there_or_has_no_listener() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_agent_that_falls_silent_is_given_up() {
+    let agent = TestAgent::answering(Answer::new(200, &["{}\n", "\n"]).then_silence());
+    let mut lines = Client::new(&agent.socket).lines(Call::get("/v1/x")).await.unwrap();
+    assert_eq!(lines.next().await.unwrap().as_deref(), Some("{}"));
+    let began = Instant::now();
+    let error = loop {
+        // As the display does: it looks once a second whether something has come.
+        match timeout(Duration::from_secs(1), lines.next()).await {
+            Ok(ended) => break ended.unwrap_err(),
+            Err(_) => assert!(began.elapsed() < SILENCE_MAX * 2),
+        }
+    };
+    assert!(matches!(error, ClientError::Silent { after: SILENCE_MAX }), "{error:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_agent_that_does_not_answer_is_given_up() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("deaf.sock");

@@ -56,6 +56,7 @@ impl Failure {
                 | ClientError::Refused { .. }
                 | ClientError::Connect { .. }
                 | ClientError::NoReply { .. }
+                | ClientError::Silent { .. }
                 | ClientError::Lost { .. }
                 | ClientError::Cut { .. } => UNREACHABLE,
             },
@@ -109,6 +110,10 @@ fn client_hint(error: &ClientError) -> Option<String> {
         }
         ClientError::NoReply { .. } | ClientError::Lost { .. } => {
             "`systemctl status portcullis` and `journalctl -u portcullis` show what it does"
+        }
+        ClientError::Silent { .. } => {
+            "the operation may go on: `agentctl status` shows what was done, as soon as the agent answers; \
+             `systemctl status portcullis` and `journalctl -u portcullis` show what it does"
         }
         ClientError::Cut { .. } => {
             "`agentctl status` shows what was done once the agent is back; \
@@ -173,6 +178,7 @@ mod tests {
             (ClientError::NoRights { path: path() }.into(), 8),
             (at(io::ErrorKind::Other).into(), 3),
             (ClientError::Cut { source: None }.into(), 3),
+            (ClientError::Silent { after: std::time::Duration::from_secs(60) }.into(), 3),
             (ClientError::TooLong { bytes_max: 1 }.into(), 1),
             (Failure::Output(io::ErrorKind::StorageFull.into()), 1),
             (Failure::Interrupted { service: "shop".into() }, 130),

@@ -24,6 +24,8 @@ pub(crate) struct Answer {
     chunks: VecDeque<Bytes>,
     /// The connection ends before the body does.
     cut: bool,
+    /// The body never ends.
+    silent: bool,
     /// What was given so far has been flushed, so that a cut does not take it along.
     flushed: bool,
 }
@@ -31,11 +33,16 @@ pub(crate) struct Answer {
 impl Answer {
     pub(crate) fn new(status: u16, chunks: &[&str]) -> Self {
         let chunks = chunks.iter().map(|chunk| Bytes::copy_from_slice(chunk.as_bytes())).collect();
-        Self { status, chunks, cut: false, flushed: false }
+        Self { status, chunks, cut: false, silent: false, flushed: false }
     }
 
     pub(crate) fn then_cut(mut self) -> Self {
         self.cut = true;
+        self
+    }
+
+    pub(crate) fn then_silence(mut self) -> Self {
+        self.silent = true;
         self
     }
 }
@@ -48,6 +55,9 @@ impl Body for Answer {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        if self.silent && self.chunks.is_empty() {
+            return Poll::Pending;
+        }
         self.flushed = !self.flushed;
         if self.flushed {
             // hyper flushes when the body has nothing more for now.

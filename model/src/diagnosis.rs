@@ -22,8 +22,15 @@ pub struct Signature {
     pub pattern: Pattern,
     pub verdict: &'static str,
     pub hint: &'static str,
-    /// So many of the same in a row, and waiting longer is pointless. `None`: it may still come right.
-    pub hopeless_after: Option<u32>,
+    /// The same for so long, and waiting longer is pointless. `None`: it may still come right.
+    pub hopeless_after: Option<Patience>,
+}
+
+/// How often in a row and how long the same must have been seen; both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    pub probes: u32,
+    pub lasting: Duration,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -91,6 +98,8 @@ struct Seen {
     outcome: ProbeOutcome,
     summary: String,
     count: u32,
+    first_at: Duration,
+    last_at: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,7 +115,8 @@ pub struct Diagnosis {
 }
 
 impl Timeline {
-    pub fn record(&mut self, outcome: ProbeOutcome) {
+    /// `at`: when the probe ended, since any fixed moment.
+    pub fn record(&mut self, outcome: ProbeOutcome, at: Duration) {
         self.probes = self.probes.saturating_add(1);
         self.silent = self.silent.saturating_add(u32::from(outcome.is_silence_of_a_boot()));
         self.answered |= matches!(&outcome, ProbeOutcome::Answer(answer) if answer.status != 503);
@@ -115,8 +125,9 @@ impl Timeline {
             Some(last) if last.summary == summary => {
                 last.outcome = outcome;
                 last.count = last.count.saturating_add(1);
+                last.last_at = at;
             }
-            _ => self.seen.push(Seen { outcome, summary, count: 1 }),
+            _ => self.seen.push(Seen { outcome, summary, count: 1, first_at: at, last_at: at }),
         }
         if self.seen.len() > SEEN_MAX {
             self.forgotten = self.forgotten.saturating_add(self.seen.remove(1).count);
@@ -141,7 +152,9 @@ impl Timeline {
         let found =
             SIGNATURES.iter().find(|signature| self.matches(signature.pattern, &last.outcome, subject));
         let signature = found.unwrap_or(&NEVER_PROBED);
-        (signature, signature.hopeless_after.is_some_and(|times| last.count >= times))
+        let lasted = last.last_at.saturating_sub(last.first_at);
+        let is_over = |patience: Patience| last.count >= patience.probes && lasted >= patience.lasting;
+        (signature, signature.hopeless_after.is_some_and(is_over))
     }
 
     fn matches(&self, pattern: Pattern, last: &ProbeOutcome, subject: &Subject<'_>) -> bool {
@@ -226,7 +239,7 @@ pub fn diagnose(timeline: &Timeline, subject: &Subject<'_>) -> Diagnosis {
     }
 }
 
-/// Whether the same hopeless outcome has come often enough to end the wait.
+/// Whether the same hopeless outcome has come often and long enough to end the wait.
 pub fn is_hopeless(timeline: &Timeline, subject: &Subject<'_>) -> bool {
     timeline.signature(subject).1
 }
@@ -317,11 +330,19 @@ mod tests {
         GatePolicy { deploy_timeout: Duration::from_secs(30), ..GatePolicy::default() }
     }
 
-    fn diagnosed(outcomes: &[ProbeOutcome]) -> Diagnosis {
+    /// Of probes so far apart.
+    fn diagnosed_every(interval: Duration, outcomes: &[ProbeOutcome]) -> Diagnosis {
         let gate = gate();
         let mut timeline = Timeline::default();
-        outcomes.iter().for_each(|outcome| timeline.record(outcome.clone()));
+        for (outcome, nth) in outcomes.iter().zip(0u32..) {
+            timeline.record(outcome.clone(), interval * nth);
+        }
         diagnose(&timeline, &Subject { target: "127.0.0.1:3000", host: HOST, gate: &gate })
+    }
+
+    /// Slow enough that only the number of probes decides.
+    fn diagnosed(outcomes: &[ProbeOutcome]) -> Diagnosis {
+        diagnosed_every(Duration::from_secs(4), outcomes)
     }
 
     fn answer(status: u16, body: &str) -> ProbeOutcome {
@@ -407,6 +428,27 @@ mod tests {
             let got = diagnosed(&outcomes);
             assert_eq!((got.id, got.hopeless), (id, hopeless), "{outcomes:?}");
             assert!(got.verdict.contains(says), "{says:?} is not in {:?}", got.verdict);
+        }
+    }
+
+    #[test]
+    fn what_a_boot_may_mend_gets_time() {
+        let pending = answer(500, "Migrations are pending");
+        for (outcome, seconds) in [
+            (ProbeOutcome::Tls, 1),
+            (ProbeOutcome::NotHttp(Protocol::Http2), 1),
+            (ProbeOutcome::NotHttp(Protocol::Named("SSH")), 1),
+            (answer(404, ""), 5),
+            (answer(403, ""), 5),
+            (answer(401, ""), 5),
+            (redirect("https://shop.test/up"), 5),
+            (redirect("/login"), 5),
+            (pending, 15),
+        ] {
+            // Ten a second; the first one stands at zero.
+            let hopeless =
+                |probes| diagnosed_every(Duration::from_millis(100), &vec![outcome.clone(); probes]).hopeless;
+            assert_eq!((hopeless(seconds * 10), hopeless(seconds * 10 + 1)), (false, true), "{outcome:?}");
         }
     }
 

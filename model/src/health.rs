@@ -9,8 +9,8 @@ use std::time::Duration;
 pub use crate::protocol::TargetStateName as State;
 use crate::service::GatePolicy;
 
-/// One lucky pass must not open the gate: so long until the next one counts.
-const PASS_SPACING: Duration = Duration::from_millis(400);
+/// One lucky pass must not open the gate: 400 ms until the next one counts, jitter of a tenth included.
+const PASS_SPACING: Duration = Duration::from_millis(450);
 const SUSPECT_INTERVAL: Duration = Duration::from_millis(250);
 const BACK_OFF_MIN: Duration = Duration::from_secs(5);
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
@@ -69,6 +69,8 @@ pub struct Health {
     /// Since it was pending; the probes of a boot slow down with it.
     probes: u32,
     passed_once: bool,
+    /// It failed `fall` times in a row, and has not passed `rise` times in a row since.
+    fallen: bool,
     /// Without a steady minute between them.
     ejections: u32,
     /// While ejected: not to be probed before.
@@ -85,6 +87,7 @@ impl Health {
             failures: 0,
             probes: 0,
             passed_once: false,
+            fallen: false,
             ejections: 0,
             retry_at: now,
         }
@@ -103,6 +106,10 @@ impl Health {
         self.state
     }
 
+    pub fn standing(&self) -> Standing {
+        Standing { state: self.state, fallen: self.fallen || self.state == State::Ejected }
+    }
+
     /// In a row.
     pub fn passes(&self) -> u32 {
         self.passes
@@ -118,6 +125,7 @@ impl Health {
         self.count(event);
         let passed = self.passes >= gate.rise.max(1);
         let fallen = self.failures >= gate.fall.max(1);
+        self.fallen = !passed && (fallen || self.fallen);
         let (next, action) = match (self.state, event) {
             (State::Pending, Event::Started) => (State::Booting, Action::Nothing),
             (State::Booting | State::Probing, Event::ProbePassed) if passed => (State::Warming, Action::Warm),
@@ -145,7 +153,9 @@ impl Health {
                 }
                 (State::Serving, Action::Nothing)
             }
-            (State::Suspect, Event::ProbePassed) => (State::Serving, Action::Nothing),
+            (State::Suspect, Event::ProbePassed) if passed || !self.fallen => {
+                (State::Serving, Action::Nothing)
+            }
             (State::Ejected, Event::ProbePassed) if passed => (State::Serving, Action::Admit),
             (State::Ejected, Event::ProbeFailed | Event::NotListening) => {
                 self.back_off(now);
@@ -199,7 +209,7 @@ impl Health {
         self.since = now;
         // What it did to get here must not count again towards what gets it out.
         if !matches!(next, State::Probing | State::Suspect) {
-            (self.passes, self.failures) = (0, 0);
+            (self.passes, self.failures, self.fallen) = (0, 0, false);
         }
     }
 
@@ -216,8 +226,8 @@ impl Health {
             State::Booting | State::Probing if self.passes > 0 => Some(PASS_SPACING.min(gate.interval)),
             State::Booting | State::Probing | State::Warming => Some(self.boot_interval(gate)),
             State::Ready | State::Serving | State::Draining => Some(GatePolicy::STEADY_INTERVAL),
+            State::Suspect | State::Ejected if self.passes > 0 => Some(PASS_SPACING),
             State::Suspect => Some(SUSPECT_INTERVAL),
-            State::Ejected if self.passes > 0 => Some(PASS_SPACING),
             State::Ejected => Some(self.retry_at.saturating_sub(now)),
             State::Held => Some(GatePolicy::HELD_INTERVAL),
         }
@@ -245,15 +255,38 @@ fn is_eligible(state: State) -> bool {
     matches!(state, State::Serving | State::Suspect)
 }
 
-/// The targets of a slot that requests may try, as indices: those that serve, else all that are not over.
+/// What counts of a target where its whole slot is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    pub state: State,
+    /// It failed `fall` probes in a row. The last one of a slot is not ejected for that, only suspect.
+    pub fallen: bool,
+}
+
+impl Standing {
+    /// What is not known yet is believed to serve.
+    pub const BELIEVED: Self = Self { state: State::Serving, fallen: false };
+
+    fn is_well(self) -> bool {
+        is_eligible(self.state) && !self.fallen
+    }
+}
+
+/// Whether no target of the slot is known to be any good.
+pub fn has_fallen(slot: &[Standing]) -> bool {
+    !slot.iter().any(|one| one.is_well())
+}
+
+/// The targets of a slot that requests may try, as indices: those that are well, else all that are not over.
 ///
-/// Never empty while there are targets: trying a sick one beats answering nobody.
-pub fn eligible(states: &[State]) -> Vec<usize> {
-    let those = |wanted: fn(State) -> bool| -> Vec<usize> {
-        (0..states.len()).filter(|i| wanted(states[*i])).collect()
+/// Never empty while there are targets: trying a sick one beats answering nobody. In a slot that has fallen
+/// the ejected ones are tried too, because what they were ejected for may be over.
+pub fn eligible(slot: &[Standing]) -> Vec<usize> {
+    let those = |wanted: fn(Standing) -> bool| -> Vec<usize> {
+        (0..slot.len()).filter(|i| wanted(slot[*i])).collect()
     };
-    let rules: [fn(State) -> bool; 3] =
-        [is_eligible, |state| !matches!(state, State::Retired | State::Failed), |_| true];
+    let rules: [fn(Standing) -> bool; 3] =
+        [Standing::is_well, |one| !matches!(one.state, State::Retired | State::Failed), |_| true];
     rules.into_iter().map(those).find(|found| !found.is_empty()).unwrap_or_default()
 }
 
@@ -458,17 +491,46 @@ mod tests {
     #[test]
     fn slots() {
         use State::{Ejected, Failed, Ready, Serving, Suspect};
-        for (states, want, degraded) in [
-            (&[Serving, Serving][..], &[0, 1][..], false),
-            (&[Serving, Suspect], &[0, 1], false),
-            (&[Ejected, Serving], &[1], true),
-            (&[Ejected, Ejected], &[0, 1], true),
-            (&[Suspect], &[0], true),
-            (&[Ejected, Failed], &[0], true),
-            (&[Failed], &[0], true),
-            (&[Ready], &[0], true),
+        let well = |state| Standing { state, fallen: false };
+        let fallen = |state| Standing { state, fallen: true };
+        for (slot, want, down, degraded) in [
+            (&[well(Serving), well(Serving)][..], &[0, 1][..], false, false),
+            (&[well(Serving), well(Suspect)], &[0, 1], false, false),
+            (&[fallen(Ejected), well(Serving)], &[1], false, true),
+            (&[fallen(Ejected), fallen(Ejected)], &[0, 1], true, true),
+            (&[well(Suspect)], &[0], false, true),
+            (&[fallen(Suspect)], &[0], true, true),
+            (&[fallen(Ejected), well(Suspect)], &[1], false, true),
+            (&[fallen(Ejected), fallen(Suspect)], &[0, 1], true, true),
+            (&[well(Serving), fallen(Suspect)], &[0], false, false),
+            (&[fallen(Ejected), well(Failed)], &[0], true, true),
+            (&[well(Failed)], &[0], true, true),
+            (&[well(Ready)], &[0], true, true),
         ] {
-            assert_eq!((eligible(states).as_slice(), is_degraded(states)), (want, degraded), "{states:?}");
+            let states: Vec<State> = slot.iter().map(|one| one.state).collect();
+            let got = (eligible(slot), has_fallen(slot), is_degraded(&states));
+            assert_eq!((got.0.as_slice(), got.1, got.2), (want, down, degraded), "{slot:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_one_falls_without_being_ejected_and_rises_by_passing_again() {
+        let gate = GatePolicy::default();
+        let mut health = Health::serving(Duration::ZERO);
+        for (event, state, fallen) in [
+            (Event::NotListening, State::Suspect, false),
+            (Event::ProbeFailed, State::Suspect, false),
+            (Event::ProbePassed, State::Serving, false),
+            (Event::NotListening, State::Suspect, false),
+            (Event::NotListening, State::Suspect, false),
+            (Event::NotListening, State::Suspect, true),
+            (Event::ProbePassed, State::Suspect, true),
+            (Event::NotListening, State::Suspect, true),
+            (Event::ProbePassed, State::Suspect, true),
+            (Event::ProbePassed, State::Serving, false),
+        ] {
+            health.step(event, Duration::ZERO, &gate, true);
+            assert_eq!(health.standing(), Standing { state, fallen }, "{event:?}");
         }
     }
 
@@ -478,8 +540,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn some_target_may_always_be_tried(states in proptest::collection::vec(proptest::sample::select(STATES.as_slice()), 1..6)) {
-            prop_assert!(!eligible(&states).is_empty());
+        fn some_target_may_always_be_tried(slot in proptest::collection::vec((proptest::sample::select(STATES.as_slice()), any::<bool>()), 1..6)) {
+            let slot: Vec<Standing> = slot.into_iter().map(|(state, fallen)| Standing { state, fallen }).collect();
+            prop_assert!(!eligible(&slot).is_empty());
         }
 
         #[test]

@@ -46,6 +46,11 @@ pub fn is_host_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 253 && name.split('.').all(is_label)
 }
 
+fn is_ip_literal(text: &str) -> bool {
+    let text = text.strip_suffix('.').unwrap_or(text);
+    text.starts_with('[') || text.parse::<IpAddr>().is_ok()
+}
+
 fn is_label(label: &str) -> bool {
     let bytes = label.as_bytes();
     !bytes.is_empty()
@@ -79,6 +84,8 @@ impl FromStr for HostPattern {
     fn from_str(text: &str) -> Result<Self, InvalidHost> {
         let invalid = |_| InvalidHost(text.to_owned());
         match text.strip_prefix("*.") {
+            // Names have labels below them, addresses have none.
+            Some(address) if is_ip_literal(address) => Err(InvalidHost(text.to_owned())),
             Some(domain) => domain.parse().map(Self::Wildcard).map_err(invalid),
             None => text.parse().map(Self::Exact),
         }
@@ -312,7 +319,7 @@ mod tests {
         for text in ["shop.test", "*.shop.test"] {
             assert_eq!(text.parse::<HostPattern>().unwrap().to_string(), text);
         }
-        for text in ["*", "*.", "a.*.test", "*.*.test"] {
+        for text in ["*", "*.", "a.*.test", "*.*.test", "*.[::1]", "*.1.2.3.4", "*.1.2.3.4."] {
             assert!(text.parse::<HostPattern>().is_err(), "{text:?}");
         }
     }

@@ -53,7 +53,10 @@ pub fn from_policy(policy: &Policy) -> PolicyPatch {
         connect_timeout: text(policy.timeouts.connect),
         target_timeout: text(policy.timeouts.response_head),
         body_idle_timeout: text(policy.timeouts.body_idle),
-        max_request_body_bytes: Some(policy.request_body_bytes_max),
+        max_request_body_bytes: Some(match policy.request_body_bytes_max {
+            Policy::UNLIMITED => 0,
+            bytes => bytes,
+        }),
         visitor_header: Some(policy.visitor.header.clone().unwrap_or_default()),
         visitor_cookie: Some(policy.visitor.cookie.clone().unwrap_or_default()),
         visitor_set_cookie: Some(policy.visitor.set_cookie),
@@ -211,7 +214,11 @@ fn apply_timeouts(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Proble
     positive("connect_timeout", patch.connect_timeout.as_ref(), &mut timeouts.connect)?;
     positive("target_timeout", patch.target_timeout.as_ref(), &mut timeouts.response_head)?;
     positive("body_idle_timeout", patch.body_idle_timeout.as_ref(), &mut timeouts.body_idle)?;
-    set(&mut policy.request_body_bytes_max, patch.max_request_body_bytes);
+    let bytes_max = patch.max_request_body_bytes;
+    set(
+        &mut policy.request_body_bytes_max,
+        bytes_max.map(|bytes| if bytes == 0 { Policy::UNLIMITED } else { bytes }),
+    );
     Ok(())
 }
 

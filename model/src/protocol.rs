@@ -18,7 +18,8 @@
 //! | `GET /v1/events?follow=BOOL` | | NDJSON of `LoggedEvent` |
 //!
 //! A refusal is an HTTP status ≥ 400 with a `Problem`; a failure after the answer began is the last line's
-//! `Event::Failed`. The last line of every NDJSON operation is `Event::Done` or `Event::Failed`.
+//! `Event::Failed`. The last line of every NDJSON operation is `Event::Done` or `Event::Failed`. Blank lines
+//! mean nothing: one comes every 10 s while nothing happens, so that a long wait differs from a dead agent.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -79,6 +80,7 @@ pub struct PolicyPatch {
     pub target_timeout: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body_idle_timeout: Option<String>,
+    /// 0: any length.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_request_body_bytes: Option<u64>,
     /// Request header that names the visitor for canaries; an empty text removes it.
@@ -197,7 +199,8 @@ pub struct ServiceStatus {
 pub enum ServiceState {
     /// Every target of the stable release is healthy, or not yet known to be otherwise.
     Serving,
-    /// Some target is ejected, or the last one fails its probes and is tried all the same.
+    /// Some target is ejected, or the last one fails its probes and is tried all the same; or all targets of
+    /// the canary fail theirs, and stable has its share meanwhile.
     Degraded,
 }
 
@@ -446,6 +449,8 @@ pub enum ProblemCode {
     Denied,
     /// The state could not be written; nothing changed.
     Storage,
+    /// Too many connections to the control socket; nothing was looked at.
+    Busy,
     Internal,
 }
 
@@ -454,7 +459,7 @@ impl ProblemCode {
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Invalid => 2,
-            Self::NotFound | Self::Certificate | Self::Storage | Self::Internal => 1,
+            Self::NotFound | Self::Certificate | Self::Storage | Self::Busy | Self::Internal => 1,
             Self::Conflict => 4,
             Self::GateFailed => 5,
             Self::Reverted | Self::Aborted => 6,
@@ -471,6 +476,7 @@ impl ProblemCode {
             Self::GateFailed | Self::Reverted | Self::Aborted => 424,
             Self::Denied => 403,
             Self::Storage => 507,
+            Self::Busy => 503,
             Self::Internal => 500,
         }
     }

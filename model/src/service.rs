@@ -25,6 +25,7 @@ pub struct Policy {
     pub tls: Option<TlsPolicy>,
     pub gate: GatePolicy,
     pub timeouts: Timeouts,
+    /// `Policy::UNLIMITED`: any length.
     pub request_body_bytes_max: u64,
     pub visitor: VisitorSource,
 }
@@ -86,6 +87,11 @@ pub struct Timeouts {
     pub bake: Duration,
 }
 
+impl Policy {
+    /// More than any body can have.
+    pub const UNLIMITED: u64 = u64::MAX;
+}
+
 impl Default for Policy {
     fn default() -> Self {
         Self {
@@ -140,6 +146,20 @@ pub struct Release {
     pub created_ms: u64,
 }
 
+impl Release {
+    /// Whether both run on the same addresses, in whatever order they were named.
+    pub fn has_targets_of(&self, other: &Self) -> bool {
+        // Neither names one twice.
+        self.targets.len() == other.targets.len()
+            && self.targets.iter().all(|target| other.targets.contains(target))
+    }
+
+    /// Whether both run on some address.
+    pub fn shares_a_target_with(&self, other: &Self) -> bool {
+        self.targets.iter().any(|target| other.targets.contains(target))
+    }
+}
+
 /// A second release that gets a share of the visitors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Canary {
@@ -192,6 +212,13 @@ pub enum Outcome {
     Promoted,
 }
 
+impl Outcome {
+    /// It never served, or no longer does, because it was no good.
+    pub fn is_failure(self) -> bool {
+        matches!(self, Self::Refused | Self::Reverted | Self::Aborted)
+    }
+}
+
 impl Service {
     pub fn new(name: ServiceName, policy: Policy, stable: Release) -> Self {
         Self { name, policy, stable, canary: None, held: None, history: Vec::new(), next_number: 1 }
@@ -202,7 +229,7 @@ impl Service {
     /// Another label for the same targets replaces nothing that could be gone back to: what is held stays.
     pub fn cut_over(&mut self, release: Release) {
         let previous = std::mem::replace(&mut self.stable, release);
-        if previous.targets != self.stable.targets {
+        if !previous.has_targets_of(&self.stable) {
             self.held = Some(previous);
         }
         self.canary = None;
@@ -222,13 +249,138 @@ impl Service {
         Some(self.stable.clone())
     }
 
+    /// What was held cannot be gone back to once `other` has run on one of its addresses: whoever answers
+    /// there now is not what was held.
+    pub fn forget_held_if_replaced_by(&mut self, other: &Release) {
+        let replaced = |held: &Release| held.id != other.id && held.shares_a_target_with(other);
+        if self.held.as_ref().is_some_and(replaced) {
+            self.held = None;
+        }
+    }
+
+    /// Where there is no room for more, failures go first: a row of them must not push out what could be
+    /// gone back to.
     pub fn remember(&mut self, entry: HistoryEntry) {
         self.history.insert(0, entry);
-        self.history.truncate(HISTORY_MAX);
+        while self.history.len() > HISTORY_MAX {
+            let removable: Vec<usize> =
+                (1..self.history.len()).rev().filter(|index| !self.tells_of_a_slot(*index)).collect();
+            let failure = removable.iter().find(|index| self.history[**index].outcome.is_failure());
+            // There are fewer slots than entries.
+            let index = failure.or(removable.first()).copied().unwrap_or(HISTORY_MAX);
+            self.history.remove(index);
+        }
+    }
+
+    /// Whether the entry is the newest of a release that is in a slot.
+    fn tells_of_a_slot(&self, index: usize) -> bool {
+        let id = &self.history[index].release.id;
+        let canary = self.canary.iter().map(|canary| &canary.release);
+        let mut slots = std::iter::once(&self.stable).chain(canary).chain(&self.held);
+        slots.any(|release| release.id == *id)
+            && !self.history[..index].iter().any(|newer| newer.release.id == *id)
     }
 
     /// The release of the history that `rollback` means: the named one, newest entry first.
     pub fn remembered(&self, id: &ReleaseId) -> Option<&Release> {
         self.history.iter().map(|entry| &entry.release).find(|release| release.id == *id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn release(id: &str, ports: &[u16]) -> Release {
+        let targets = ports.iter().map(|port| format!("127.0.0.1:{port}").parse().unwrap()).collect();
+        Release { id: id.parse().unwrap(), targets, created_ms: 0 }
+    }
+
+    fn entry(release: Release, outcome: Outcome) -> HistoryEntry {
+        HistoryEntry { release, outcome, at_ms: 0, actor: "test".into(), reason: None }
+    }
+
+    fn service() -> Service {
+        Service::new("shop".parse().unwrap(), Policy::default(), release("r1", &[1]))
+    }
+
+    #[test]
+    fn the_order_of_targets_says_nothing() {
+        for (one, other, same, shares) in [
+            (&[1, 2][..], &[2, 1][..], true, true),
+            (&[1], &[1], true, true),
+            (&[1], &[1, 2], false, true),
+            (&[1, 2], &[3], false, false),
+        ] {
+            let (one, other) = (release("a", one), release("b", other));
+            assert_eq!(one.has_targets_of(&other), same, "{one:?} {other:?}");
+            assert_eq!(one.shares_a_target_with(&other), shares, "{one:?} {other:?}");
+        }
+        let mut service = service();
+        service.cut_over(release("r2", &[2, 3]));
+        service.cut_over(release("r3", &[3, 2]));
+        assert_eq!(service.held, Some(release("r1", &[1])), "another label replaces nothing");
+    }
+
+    #[test]
+    fn an_address_that_another_release_had_is_no_way_back() {
+        for (other, stays) in
+            [(release("r9", &[1]), false), (release("r9", &[7]), true), (release("r1", &[1]), true)]
+        {
+            let mut service = service();
+            service.cut_over(release("r2", &[2]));
+            service.forget_held_if_replaced_by(&other);
+            assert_eq!(service.held.is_some(), stays, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn twenty_refusals_push_out_one_good_release_at_most() {
+        let mut service = service();
+        for n in 1..=HISTORY_MAX {
+            service.remember(entry(release(&format!("good{n}"), &[1]), Outcome::Deployed));
+        }
+        for n in 1..=2 * HISTORY_MAX {
+            service.remember(entry(release(&format!("bad{n}"), &[1]), Outcome::Refused));
+            assert_eq!(service.history[0].release.id.as_str(), format!("bad{n}"));
+        }
+        let good = service.history.iter().filter(|entry| entry.outcome == Outcome::Deployed);
+        assert_eq!((good.count(), service.history.len()), (HISTORY_MAX - 1, HISTORY_MAX));
+    }
+
+    proptest! {
+        #[test]
+        fn the_history_never_forgets_what_is_in_a_slot(
+            events in proptest::collection::vec((0u16..60, 0u8..4), 1..120),
+        ) {
+            use Outcome::{Aborted, Deployed, Refused, Reverted, RolledBack};
+            let mut service = service();
+            service.remember(entry(service.stable.clone(), Deployed));
+            for (number, kind) in events {
+                let next = release(&format!("r{number}"), &[number + 1]);
+                let in_slot = service.stable.id == next.id
+                    || service.held.as_ref().is_some_and(|held| held.id == next.id);
+                match kind {
+                    0 if !in_slot => {
+                        service.cut_over(next.clone());
+                        service.remember(entry(next, Deployed));
+                    }
+                    1 => {
+                        if let Some(stable) = service.roll_back() {
+                            service.remember(entry(stable, RolledBack));
+                        }
+                    }
+                    2 if !in_slot => service.remember(entry(next, if number % 2 == 0 { Refused } else { Reverted })),
+                    _ if !in_slot => service.remember(entry(next, Aborted)),
+                    _ => {}
+                }
+                prop_assert!(service.history.len() <= HISTORY_MAX);
+                for slot in std::iter::once(&service.stable).chain(&service.held) {
+                    prop_assert!(service.remembered(&slot.id).is_some(), "{} is forgotten", slot.id);
+                }
+            }
+        }
     }
 }

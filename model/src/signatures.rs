@@ -3,10 +3,14 @@
 //! The first that matches wins, so the particular stand before the general. How they are matched and filled
 //! in (`{target}`, `{host}`, …) lives in `diagnosis`.
 
-use crate::diagnosis::{Body, Location, Pattern, Signature};
+use std::time::Duration;
 
-/// Same answer so many times in a row: waiting longer will not change it.
-const SOON: Option<u32> = Some(3);
+use crate::diagnosis::{Body, Location, Patience, Pattern, Signature};
+
+/// What listens there is no app that boots: waiting will not change it.
+const SOON: Option<Patience> = Some(Patience { probes: 3, lasting: Duration::from_secs(1) });
+/// A proxy or file server in front of an app that still boots may answer like this for a while.
+const SETTLED: Option<Patience> = Some(Patience { probes: 3, lasting: Duration::from_secs(5) });
 
 pub const SIGNATURES: &[Signature] = &[
     Signature {
@@ -111,7 +115,7 @@ pub const SIGNATURES: &[Signature] = &[
                bin/docker-entrypoint with `bin/rails db:prepare`); write migrations so that the release that serves now \
                still works with them",
         // Another process may be migrating just now, so this one gets longer.
-        hopeless_after: Some(5),
+        hopeless_after: Some(Patience { probes: 5, lasting: Duration::from_secs(15) }),
     },
     Signature {
         id: "blocked_host",
@@ -122,7 +126,7 @@ pub const SIGNATURES: &[Signature] = &[
         },
         verdict: "Rails's host authorization blocks `Host: {host}`, which the probe sends",
         hint: BLOCKED_HOST_HINT,
-        hopeless_after: SOON,
+        hopeless_after: SETTLED,
     },
     Signature {
         id: "blocked_host",
@@ -130,7 +134,7 @@ pub const SIGNATURES: &[Signature] = &[
         verdict: "`GET {path}` with `Host: {host}` answered an empty 403, which is how Rails's host authorization blocks \
                   a host in production",
         hint: BLOCKED_HOST_HINT,
-        hopeless_after: SOON,
+        hopeless_after: SETTLED,
     },
     Signature {
         id: "redirect_to_https",
@@ -139,7 +143,7 @@ pub const SIGNATURES: &[Signature] = &[
         hint: "let the app trust the proxy in front of it with `config.assume_ssl = true` in \
                config/environments/production.rs (Rails 7.1 and later), or leave the path out of `force_ssl`: \
                `config.ssl_options = { redirect: { exclude: ->(request) { request.path == \"{path}\" } } }`",
-        hopeless_after: SOON,
+        hopeless_after: SETTLED,
     },
     Signature {
         id: "redirect",
@@ -148,7 +152,7 @@ pub const SIGNATURES: &[Signature] = &[
         hint: "let `{path}` answer 200 by itself, before any sign-in or change of host: \
                `get \"up\" => \"rails/health#show\", as: :rails_health_check` in config/routes.rs, or name another path \
                with `--health-check-path`, or the app's own host with `--health-check-host`",
-        hopeless_after: SOON,
+        hopeless_after: SETTLED,
     },
     Signature {
         id: "not_found",
@@ -157,21 +161,21 @@ pub const SIGNATURES: &[Signature] = &[
         hint: "Rails 7.1 and later: `get \"up\" => \"rails/health#show\", as: :rails_health_check` in config/routes.rs; \
                before: `get \"up\", to: ->(_env) { [200, {}, [\"up\"]] }`; or name a path that answers 200 with \
                `--health-check-path`",
-        hopeless_after: SOON,
+        hopeless_after: SETTLED,
     },
     Signature {
         id: "auth_required",
         pattern: Pattern::Answer { status: (401, 401), location: Location::Any, body: Body::Any },
         verdict: "`GET {path}` answered 401: the health path wants a sign-in",
         hint: AUTH_HINT,
-        hopeless_after: SOON,
+        hopeless_after: SETTLED,
     },
     Signature {
         id: "auth_required",
         pattern: Pattern::Answer { status: (403, 403), location: Location::Any, body: Body::Any },
         verdict: "`GET {path}` with `Host: {host}` answered 403: {headline}",
         hint: AUTH_HINT,
-        hopeless_after: SOON,
+        hopeless_after: SETTLED,
     },
     Signature {
         id: "slow_boot",

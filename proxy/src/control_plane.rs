@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod activations;
+pub mod answers;
 pub mod audit;
 pub mod bake;
 pub mod canary;
@@ -23,6 +24,7 @@ pub mod registry;
 pub mod remove;
 pub mod report;
 pub mod restore;
+pub mod revert;
 pub mod rollback;
 pub mod server;
 pub mod snapshots;
@@ -90,6 +92,7 @@ pub struct ControlPlane {
     operations: Operations,
     unlocated: Vec<restore::Unlocated>,
     started_ms: u64,
+    own: server::Own,
     /// Locks the state directory for as long as this lives.
     _dir: StateDir,
 }
@@ -134,6 +137,7 @@ impl ControlPlane {
             operations,
             unlocated,
             started_ms,
+            own: server::Own::this_process(),
             _dir: dir,
         })
     }
@@ -144,9 +148,15 @@ impl ControlPlane {
         listeners: Listeners,
         shutdown: CancellationToken,
     ) -> Result<(), ControlPlaneError> {
-        let Self { config, registry, keeper, factory, audit, operations, unlocated, started_ms, _dir } = self;
-        let operate = config.groups.operate.clone();
-        let group = tokio::task::spawn_blocking(move || Accounts::read().ok()?.group_id(&operate)).await?;
+        let Self { config, registry, keeper, factory, audit, operations, unlocated, started_ms, own, _dir } =
+            self;
+        // Whoever may do more is in this group too: a socket has only one.
+        let read = config.groups.read.clone();
+        let group = tokio::task::spawn_blocking(move || Accounts::read().ok()?.group_id(&read)).await?;
+        if group.is_none() {
+            let read = &config.groups.read;
+            tracing::info!("there is no group `{read}`: its role is for root and the daemon's user only");
+        }
         let bound = socket::bind(&config.control_path, group)?;
 
         let tasks = TaskTracker::new();
@@ -169,7 +179,7 @@ impl ControlPlane {
             workers: config.workers,
         });
         let serving = async {
-            server::serve(bound, api, shutdown).await;
+            server::serve(bound, api, own, shutdown).await;
             // No new operation can begin; those under way end by themselves. With the last of them the
             // last handle of the registry goes, and the keeper ends.
             tasks.close();

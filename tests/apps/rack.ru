@@ -1,6 +1,6 @@
 # A release in a third of a second: plain Rack for stories that need many Pumas.
 #
-# RELEASE names the release, and BAD=redirect makes it one that must never serve; every answer carries it in X-Release, with the time at which the app saw the request.
+# RELEASE names the release, and BAD=redirect makes it one that must never serve, BAD=late_up one whose /up is not there for the first probes; every answer carries it in X-Release, with the time at which the app saw the request.
 # The harness holds the other end of stdin: when the tests end, however they end, so does this Puma.
 require "digest"
 require "json"
@@ -8,6 +8,7 @@ require "json"
 Thread.new { $stdin.read; exit!(0) } if ENV["HARNESS_HOLDS_STDIN"]
 
 release = ENV.fetch("RELEASE", "unnamed")
+probes = 0
 
 # Answers bytes that differ from place to place, so that a lost or doubled piece shows.
 class Countdown
@@ -34,7 +35,10 @@ app = lambda do |env|
   query = Rack::Utils.parse_query(env["QUERY_STRING"])
   case env["PATH_INFO"]
   when "/up"
-    if ENV["BAD"] == "redirect"
+    probes += 1
+    if ENV["BAD"] == "late_up" && probes <= 6
+      [404, headers, ["not yet"]]
+    elsif ENV["BAD"] == "redirect"
       [301, headers.merge("Location" => "https://#{env["HTTP_HOST"]}/up"), []]
     else
       [200, headers, ["up"]]

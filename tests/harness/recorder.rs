@@ -81,13 +81,18 @@ impl Recorder {
         script: impl Fn(&Received, &mut TcpStream) + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
+        Self::listen(listener, health, Box::new(script))
+    }
+
+    /// On an address of the story's choice; probes get the same answer as everybody.
+    pub fn on(listener: TcpListener, answer: &'static [u8]) -> Self {
+        Self::listen(listener, answer, Box::new(move |_, stream| drop(stream.write_all(answer))))
+    }
+
+    fn listen(listener: TcpListener, health: &'static [u8], script: Box<Script>) -> Self {
         let address = listener.local_addr().expect("a bound listener has an address");
-        let shared = Arc::new(Shared {
-            received: Mutex::default(),
-            over: AtomicBool::new(false),
-            script: Box::new(script),
-            health,
-        });
+        let shared =
+            Arc::new(Shared { received: Mutex::default(), over: AtomicBool::new(false), script, health });
         let thread = std::thread::spawn({
             let shared = Arc::clone(&shared);
             move || shared.accept(&listener)

@@ -9,6 +9,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::Role;
@@ -22,6 +23,8 @@ pub struct Socket {
     stream: WebSocketStream<Box<dyn Stream>>,
     /// The answer's head: 101, or 200 over HTTP/2.
     pub response: http::Response<()>,
+    /// Drives the HTTP/2 connection below the stream.
+    _connection: JoinSet<()>,
 }
 
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -63,7 +66,7 @@ impl Socket {
                 })
             };
             let (stream, response) = timeout(PATIENCE, open).await.map_err(|_| "no answer".to_owned())??;
-            Ok(Self { stream, response: response.map(|_| ()) })
+            Ok(Self { stream, response: response.map(|_| ()), _connection: JoinSet::new() })
         })
     }
 
@@ -82,7 +85,11 @@ impl Socket {
             let tcp = TcpStream::connect(address).await.expect("the proxy listens");
             let (mut sender, connection) =
                 http2::handshake(TokioExecutor::new(), TokioIo::new(tcp)).await.expect("HTTP/2");
-            tokio::task::spawn(connection);
+            let mut driver = JoinSet::new();
+            driver.spawn(async move {
+                // Its end is seen on the stream.
+                let _ = connection.await;
+            });
             // The proxy's settings must have come before a client may connect.
             let first = http::Request::get(url("/up")).body(Empty::new()).expect("a request");
             sender.send_request(first).await.expect("an answer");
@@ -91,7 +98,7 @@ impl Socket {
             let upgraded = hyper::upgrade::on(&mut response).await.expect("an upgrade");
             let stream: Box<dyn Stream> = Box::new(TokioIo::new(upgraded));
             let stream = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
-            Self { stream, response: response.map(|_| ()) }
+            Self { stream, response: response.map(|_| ()), _connection: driver }
         };
         runtime().block_on(async { timeout(PATIENCE, open).await.expect("it opens in time") })
     }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::Command;
 
 use tempfile::TempDir;
 
@@ -29,6 +30,20 @@ impl World {
     pub fn with(options: DaemonOptions) -> Self {
         let dir = tempfile::Builder::new().prefix("pc").tempdir().expect("a temporary directory");
         Self { daemon: Daemon::start(dir.path(), options), dir }
+    }
+
+    /// A daemon for which `hosts` is `/etc/hosts`; `None` where that takes rights that the tests do not have.
+    pub fn with_hosts(hosts: &Path) -> Option<Self> {
+        let can_mount = Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|s| s.success());
+        if !can_mount {
+            // Loud: this promise went unchecked on this machine.
+            eprintln!("SKIPPED: needs a mount namespace (run the tests as root)");
+            return None;
+        }
+        let script = r#"mount --bind "$1" /etc/hosts && shift && exec "$@""#;
+        let command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"];
+        let wrapper = command.map(Into::into).into_iter().chain([hosts.into()]).collect();
+        Some(Self::with(DaemonOptions { wrapper, ..DaemonOptions::default() }))
     }
 
     pub fn dir(&self) -> &Path {

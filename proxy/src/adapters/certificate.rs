@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use model::name::HostPattern;
 use model::service::CertificateFiles;
-use rustls::client::verify_server_name;
+use rustls::RootCertStore;
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::aws_lc_rs;
 use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 
 /// Far above any real chain; a path such as `/dev/zero` must not fill the memory.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -62,6 +63,28 @@ pub fn uncovered<'h>(certified: &CertifiedKey, hosts: &'h [HostPattern]) -> Vec<
         ServerName::try_from(name).is_ok_and(|name| verify_server_name(&parsed, &name).is_ok())
     };
     hosts.iter().filter(|host| !covered(host)).collect()
+}
+
+/// The day after which the certificate is not valid any more, if that is over.
+pub fn expired_on(certified: &CertifiedKey) -> Option<String> {
+    let parsed = certified.end_entity_cert().and_then(ParsedCertificate::try_from).ok()?;
+    // Who signed it is the clients' affair. Its dates are looked at before that.
+    let checked = verify_server_cert_signed_by_trust_anchor(
+        &parsed,
+        &RootCertStore::empty(),
+        &[],
+        UnixTime::now(),
+        aws_lc_rs::default_provider().signature_verification_algorithms.all,
+    );
+    let Err(rustls::Error::InvalidCertificate(rustls::CertificateError::ExpiredContext {
+        not_after, ..
+    })) = checked
+    else {
+        return None;
+    };
+    let seconds = i64::try_from(not_after.as_secs()).ok()?;
+    let time = jiff::Timestamp::from_second(seconds).ok()?;
+    Some(time.strftime("%Y-%m-%d").to_string())
 }
 
 /// Lets HTTPS open at once, with a warning in every browser.
@@ -136,6 +159,21 @@ mod tests {
         let path = dir.join(name);
         std::fs::write(&path, text).unwrap();
         path
+    }
+
+    #[test]
+    fn an_old_certificate_is_noticed() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        for (until, want) in [(2024, Some("2024-07-01")), (2999, None)] {
+            let mut params = rcgen::CertificateParams::new(vec!["shop.test".to_owned()]).unwrap();
+            params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+            params.not_after = rcgen::date_time_ymd(until, 7, 1);
+            let der = params.self_signed(&key).unwrap().der().clone();
+            let private_key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+            let provider = aws_lc_rs::default_provider();
+            let certified = CertifiedKey::from_der(vec![der], private_key, &provider).unwrap();
+            assert_eq!(expired_on(&certified).as_deref(), want);
+        }
     }
 
     #[test]

@@ -78,14 +78,22 @@ fn remove_unfinished(path: &Path) -> io::Result<()> {
 ///
 /// On an error the old text is in place.
 pub(super) fn replace(path: &Path, backup: &Path, text: &[u8]) -> io::Result<()> {
+    replace_and(sync_parent, path, backup, text)
+}
+
+/// With its last step, which no test can make fail on a real disk.
+fn replace_and(
+    sync_parent: impl FnOnce(&Path) -> io::Result<()>,
+    path: &Path,
+    backup: &Path,
+    text: &[u8],
+) -> io::Result<()> {
     let fresh = write_unfinished(path, text)?;
     let result = keep_backup(path, backup).and_then(|kept| {
         fs::rename(&fresh, path)?;
         sync_parent(path).inspect_err(|_| {
             // The caller will say that nothing changed, so make it true if the disk lets us.
-            if kept {
-                let _ = hard_link_over(backup, path);
-            }
+            let _ = if kept { hard_link_over(backup, path) } else { fs::remove_file(path) };
         })
     });
     if result.is_err() {
@@ -188,5 +196,17 @@ mod tests {
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing unfinished is left");
         assert_eq!(create(&path, b"4").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+    }
+
+    #[test]
+    fn a_replacement_that_may_not_last_is_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, backup) = (dir.path().join("f"), dir.path().join("f.bak"));
+        let fails = |_: &Path| Err(io::Error::other("the disk is gone"));
+        replace_and(fails, &path, &backup, b"1").unwrap_err();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "there was no file before");
+        replace(&path, &backup, b"1").unwrap();
+        replace_and(fails, &path, &backup, b"2").unwrap_err();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "1");
     }
 }

@@ -87,7 +87,9 @@ impl StateFile {
         };
         match (damage, self.read(&self.backup)?) {
             (None, None) => Ok(Loaded { state: State::default(), recovered: None }),
-            (cause, Some(Ok(state))) => {
+            (cause, Some(Ok(mut state))) => {
+                // The lost change had the next number and may have been told; it is not given twice.
+                state.generation = state.generation.saturating_add(1);
                 let put_aside = cause.is_some().then(|| self.put_aside()).transpose()?;
                 Ok(Loaded { state, recovered: Some(Recovery { cause, put_aside }) })
             }
@@ -161,13 +163,14 @@ mod tests {
             // A new inode, as the backup is a second name of the old one only until the next save.
             fs::write(&file.path, damage).unwrap();
             let loaded = file.load().unwrap();
-            assert_eq!(loaded.state, state(1), "{damage:?}");
+            let backup = State { generation: 2, ..state(1) };
+            assert_eq!(loaded.state, backup, "{damage:?}");
             let recovery = loaded.recovered.unwrap();
             assert_eq!(fs::read(recovery.put_aside.unwrap()).unwrap(), damage);
 
             // Until the next save, the backup still answers.
             let again = file.load().unwrap();
-            assert_eq!(again.state, state(1));
+            assert_eq!(again.state, backup);
             assert!(again.recovered.unwrap().cause.is_none());
         }
     }

@@ -12,7 +12,8 @@ use crate::config::Groups;
 /// Each role may do what the ones before it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
-    /// Look at everything.
+    /// Look at everything. The control socket belongs to this role's group, so that members of the other two
+    /// must be in it as well to connect.
     Read,
     /// Change services.
     Operate,
@@ -57,13 +58,15 @@ impl Caller {
         if self.role.is_some_and(|role| role >= needed) {
             return Ok(());
         }
-        let (group, what) = match needed {
-            Role::Read => (&groups.read, "look at this agent"),
-            Role::Operate => (&groups.operate, "change services"),
-            Role::Admin => (&groups.admin, "change the agent itself"),
+        let Groups { read, operate, admin } = groups;
+        // The socket itself lets only `read` in, so the others come with it.
+        let (list, what) = match needed {
+            Role::Read => (read.clone(), "look at this agent"),
+            Role::Operate => (format!("{read},{operate}"), "change services"),
+            Role::Admin => (format!("{read},{admin}"), "change the agent itself"),
         };
         let message = format!("{} may not {what}", self.name);
-        let hint = format!("use sudo, or ask root for `usermod -aG {group} USER`");
+        let hint = format!("use sudo, or ask root for `usermod -aG {list} USER`");
         Err(Problem::new(ProblemCode::Denied, message).hint(hint))
     }
 
@@ -122,6 +125,8 @@ mod tests {
         ] {
             assert_eq!(caller.actor(ssh), want);
         }
-        assert_eq!(caller.require(Role::Operate, &groups()).unwrap_err().code, ProblemCode::Denied);
+        let denied = caller.require(Role::Operate, &groups()).unwrap_err();
+        assert_eq!(denied.code, ProblemCode::Denied);
+        assert!(denied.hint.unwrap().contains("usermod -aG readers,operators USER"));
     }
 }

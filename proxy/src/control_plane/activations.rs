@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use model::canary::Cohort;
-use model::name::ServiceName;
+use model::name::{ServiceName, TargetAddress};
 use model::service::{Release as Record, Service};
 
 use super::certificates::ServiceCertificate;
@@ -99,8 +99,7 @@ impl Factory {
         if fresh && !found.release.is_closed() {
             return found.clone();
         }
-        let endpoints = found.release.targets.iter().map(|target| target.endpoint.clone()).collect();
-        self.activate(&service.name, cohort, &found.record, endpoints)
+        self.activate(&service.name, cohort, &found.record, found.endpoints())
     }
 }
 
@@ -112,13 +111,33 @@ impl Activation {
             let stable = (cohort == Cohort::Stable).then_some(&live.stable);
             stable.into_iter().chain(&live.canary)
         });
-        for other in serving.filter(|other| other.record.targets == self.record.targets) {
-            if !Arc::ptr_eq(&other.release, &self.release) {
+        for other in serving {
+            if other.runs_where(self) && !Arc::ptr_eq(&other.release, &self.release) {
                 self.earlier.push(Arc::clone(&other.release));
                 self.earlier.extend(other.earlier.iter().cloned());
             }
         }
         self.earlier.retain(|release| release.in_flight().total() > 0 || !release.is_closed());
+    }
+
+    /// Whether both stand for the same processes. A name may lead to another address than before: then the
+    /// old process is as good as replaced, and must be drained.
+    fn runs_where(&self, other: &Self) -> bool {
+        self.record.has_targets_of(&other.record)
+            && self.has_endpoints(&other.record.targets, &other.endpoints())
+    }
+
+    /// Whether each of `targets`, which are those of the record in any order, is at work at its endpoint.
+    pub fn has_endpoints(&self, targets: &[TargetAddress], endpoints: &[Endpoint]) -> bool {
+        let own = || self.record.targets.iter().zip(self.release.targets.iter());
+        targets.iter().zip(endpoints).all(|(address, endpoint)| {
+            own().any(|(own_address, target)| own_address == address && target.endpoint == *endpoint)
+        })
+    }
+
+    /// In the order of the record's targets.
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        self.release.targets.iter().map(|target| target.endpoint.clone()).collect()
     }
 
     /// The current one first.
@@ -128,7 +147,10 @@ impl Activation {
 
     /// What the `index`th target holds.
     pub fn in_flight(&self, index: usize) -> InFlightCount {
-        let counts = self.all().filter_map(|release| release.targets.get(index));
+        // Earlier ones may have had the same targets in another order.
+        let label = self.release.targets.get(index).map(|target| &target.label);
+        let targets = self.all().flat_map(|release| release.targets.iter());
+        let counts = targets.filter(|target| Some(&target.label) == label);
         counts.map(|target| target.in_flight()).fold(InFlightCount::default(), |sum, count| InFlightCount {
             requests: sum.requests + count.requests,
             sockets: sum.sockets + count.sockets,
@@ -186,8 +208,14 @@ mod tests {
     }
 
     fn gated(factory: &Factory, record: &Record, cohort: Cohort) -> Activation {
-        let endpoint = Endpoint::Tcp(([127, 0, 0, 1], 1).into());
-        factory.activate(&"shop".parse().unwrap(), cohort, record, vec![endpoint])
+        at(factory, record, cohort, [127, 0, 0, 1])
+    }
+
+    /// As if the names of `record` led to `ip`.
+    fn at(factory: &Factory, record: &Record, cohort: Cohort, ip: [u8; 4]) -> Activation {
+        let endpoint = |n: u16| Endpoint::Tcp((ip, n).into());
+        let endpoints = (1..).take(record.targets.len()).map(endpoint).collect();
+        factory.activate(&"shop".parse().unwrap(), cohort, record, endpoints)
     }
 
     struct World {
@@ -261,6 +289,15 @@ mod tests {
         world.service.cut_over(renamed.record.clone());
         assert_eq!(world.follow(&[renamed]), (vec!["r1".into()], vec![]));
         assert!(world.live.held.is_none());
+    }
+
+    #[test]
+    fn a_name_that_leads_elsewhere_is_another_process() {
+        let mut world = world();
+        let moved = at(&world.factory, &record("r2", 1), Cohort::Stable, [127, 0, 0, 2]);
+        world.service.cut_over(moved.record.clone());
+        assert_eq!(world.follow(&[moved]), (vec!["r1".into()], vec!["r1".into()]));
+        assert_eq!(world.live.stable.endpoints(), [Endpoint::Tcp(([127, 0, 0, 2], 1).into())]);
     }
 
     #[test]

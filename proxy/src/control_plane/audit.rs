@@ -12,6 +12,9 @@ const KEPT: usize = 1_000;
 /// How far a follower may fall behind before it loses lines.
 const FOLLOWER_LAG_MAX: usize = 256;
 
+/// They stay for as long as they like, so they may take up only a part of the control socket's connections.
+pub const FOLLOWERS_MAX: usize = 16;
+
 /// The actor of what the daemon does by itself.
 pub const OURSELVES: &str = "portcullis";
 
@@ -58,10 +61,12 @@ impl Audit {
         self.0.kept.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
-    /// What is kept, and everything after it.
-    pub fn follow(&self) -> (Vec<LoggedEvent>, Follower) {
+    /// What is kept, and everything after it; `None` when there are too many followers.
+    pub fn follow(&self) -> Option<(Vec<LoggedEvent>, Follower)> {
+        // Under the lock, so that no two take the last place.
         let kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        (kept.iter().cloned().collect(), Follower(self.0.followers.subscribe()))
+        let is_full = self.0.followers.receiver_count() >= FOLLOWERS_MAX;
+        (!is_full).then(|| (kept.iter().cloned().collect(), Follower(self.0.followers.subscribe())))
     }
 }
 
@@ -116,7 +121,7 @@ mod tests {
     async fn a_slow_follower_is_told_what_it_lost() {
         let audit = Audit::default();
         audit.record(event(0));
-        let (past, mut follower) = audit.follow();
+        let (past, mut follower) = audit.follow().unwrap();
         assert_eq!(past.len(), 1);
         (1..=300).for_each(|number| audit.record(event(number)));
         let lost = follower.next().await.unwrap();

@@ -47,11 +47,24 @@ pub async fn load(policy: &Policy) -> Result<Option<ServiceCertificate>, Problem
     }
 }
 
-/// One line that warns of hosts which the certificate does not name.
-pub fn warning(certificate: &ServiceCertificate, policy: &Policy) -> Option<String> {
-    let uncovered = certificate::uncovered(&certificate.certified, &policy.hosts);
+/// What the last line of a deploy says of HTTPS: which certificate `shown` is, and what browsers will say.
+pub fn remark(shown: Option<&ServiceCertificate>, policy: &Policy) -> String {
+    let Some(tls) = &policy.tls else { return String::new() };
+    let Some(shown) = shown else { return "; HTTPS has no certificate: see the daemon's log".to_owned() };
+    let Source::Files(files) = &shown.source else {
+        let why = match &tls.files {
+            Some(_) => "its certificate files cannot be read",
+            None => "no certificate files are named (`--tls-certificate-path`, `--tls-private-key-path`)",
+        };
+        return format!("; HTTPS shows a self-signed placeholder, because {why}");
+    };
+    let uncovered = certificate::uncovered(&shown.certified, &policy.hosts);
     let names: Vec<String> = uncovered.iter().map(|host| format!("`{host}`")).collect();
-    (!names.is_empty()).then(|| format!("the certificate does not name {}", names.join(", ")))
+    let unnamed = (!names.is_empty()).then(|| format!("does not name {}", names.join(", ")));
+    let expired = certificate::expired_on(&shown.certified).map(|date| format!("expired on {date}"));
+    let flaws: Vec<String> = expired.into_iter().chain(unnamed).collect();
+    let flaws = if flaws.is_empty() { String::new() } else { format!(", which {}", flaws.join(" and ")) };
+    format!("; HTTPS shows the certificate in {}{flaws}", files.certificate.display())
 }
 
 /// The certificate of a service as it is now. What cannot be read gives a placeholder and an error in the
@@ -83,6 +96,38 @@ fn placeholder(service: &Service) -> Option<ServiceCertificate> {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
             tracing::error!(service = %service.name, cause, "{error}; the service has no HTTPS");
             None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::service::TlsPolicy;
+
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_a_certificate() {
+        let hosts = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect::<Vec<_>>();
+        let files = CertificateFiles { certificate: "/c.pem".into(), private_key: "/k.pem".into() };
+        let shown = |source| ServiceCertificate {
+            certified: certificate::self_signed(&hosts(&["shop.test"])).unwrap(),
+            source,
+        };
+        let from_files = || Some(shown(Source::Files(files.clone())));
+        let placeholder = || Some(shown(Source::Placeholder(Vec::new())));
+        let with = |named: bool| Some(TlsPolicy { redirect: true, files: named.then(|| files.clone()) });
+        for (tls, names, shown, want) in [
+            (None, &["shop.test"][..], None, ""),
+            (with(true), &["shop.test"], from_files(), "; HTTPS shows the certificate in /c.pem"),
+            (with(true), &["shop.test", "b.test"], from_files(), "/c.pem, which does not name `b.test`"),
+            (with(true), &["shop.test"], placeholder(), "because its certificate files cannot be read"),
+            (with(false), &["shop.test"], placeholder(), "because no certificate files are named"),
+            (with(false), &["shop.test"], None, "HTTPS has no certificate"),
+        ] {
+            let policy = Policy { tls, hosts: hosts(names), ..Policy::default() };
+            let said = remark(shown.as_ref(), &policy);
+            assert!(said.contains(want) && want.is_empty() == said.is_empty(), "{said:?}, not {want:?}");
         }
     }
 }

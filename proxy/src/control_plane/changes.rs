@@ -90,12 +90,14 @@ pub fn apply(state: &State, name: &ServiceName, change: &Change, origin: &Origin
             if check_routes(state, name, &before.policy).is_ok() {
                 service.policy.clone_from(&before.policy);
             }
+            // Where only the settings were new, the release goes on, and its entry tells the truth.
             if failed != before.stable {
+                service.forget_held_if_replaced_by(&failed);
                 let began =
                     |entry: &HistoryEntry| entry.release == failed && entry.outcome == Outcome::Deployed;
                 service.history.retain(|entry| !began(entry));
+                service.remember(entry(&failed, Outcome::Reverted, Some(reason)));
             }
-            service.remember(entry(&failed, Outcome::Reverted, Some(reason)));
         }
         Change::RollBack { release } => {
             let service = existing(&mut next, name)?;
@@ -109,6 +111,7 @@ pub fn apply(state: &State, name: &ServiceName, change: &Change, origin: &Origin
                 return Err(canary_runs(name, &running.release.id));
             }
             service.next_number = next_number(service.next_number, &canary.release.id);
+            service.forget_held_if_replaced_by(&canary.release);
             service.canary = Some(canary.clone());
         }
         Change::SetWeight { weight } => {
@@ -131,6 +134,7 @@ pub fn apply(state: &State, name: &ServiceName, change: &Change, origin: &Origin
         Change::Refused { release, reason } => {
             let service = existing(&mut next, name)?;
             service.next_number = next_number(service.next_number, &release.id);
+            service.forget_held_if_replaced_by(release);
             service.remember(entry(release, Outcome::Refused, Some(reason)));
         }
     }
@@ -260,6 +264,24 @@ mod tests {
                 vec![deploy("r1", 1), Change::Refused { release: release("r2", 2), reason: reason() }],
                 "r1/-/- r2:Refused r1:Deployed",
             ),
+            // Whoever answers on the address of what was held is somebody else now.
+            (
+                vec![
+                    deploy("r1", 1),
+                    deploy("r2", 2),
+                    Change::Refused { release: release("r3", 1), reason: reason() },
+                ],
+                "r2/-/- r3:Refused r2:Deployed r1:Deployed",
+            ),
+            (
+                vec![
+                    deploy("r1", 1),
+                    deploy("r2", 2),
+                    Change::Refused { release: release("r1", 1), reason: reason() },
+                ],
+                "r2/r1/- r1:Refused r2:Deployed r1:Deployed",
+            ),
+            (vec![deploy("r1", 1), deploy("r2", 2), canary("c", 1)], "r2/-/c r2:Deployed r1:Deployed"),
             (vec![deploy("r1", 1), Change::Remove], "nothing"),
         ] {
             let state = after(changes.clone()).unwrap();
@@ -276,6 +298,26 @@ mod tests {
         let revert = Change::Revert { before: Box::new(shop.clone()), reason: "502".into() };
         let state = after(vec![deploy("r1", 1), deploy("r2", 2), bad, revert]).unwrap();
         assert_eq!(picture(&state), "r2/r1/- r3:Reverted r2:Deployed r1:Deployed");
+        assert_eq!(state.services.values().next().unwrap().policy, shop.policy);
+    }
+
+    #[test]
+    fn a_revert_does_not_lead_to_an_address_that_the_failed_release_had() {
+        let before = after(vec![deploy("r1", 1), deploy("r2", 2)]).unwrap();
+        let shop = before.services.values().next().unwrap().clone();
+        let revert = Change::Revert { before: Box::new(shop), reason: "502".into() };
+        let state = after(vec![deploy("r1", 1), deploy("r2", 2), deploy("r3", 1), revert]).unwrap();
+        assert_eq!(picture(&state), "r2/-/- r3:Reverted r2:Deployed r1:Deployed");
+    }
+
+    #[test]
+    fn settings_that_are_taken_back_leave_no_mark_on_the_release() {
+        let before = after(vec![deploy("r1", 1)]).unwrap();
+        let shop = before.services.values().next().unwrap().clone();
+        let bad = Change::CutOver { release: release("r1", 1), policy: Box::new(policy("other.test")) };
+        let revert = Change::Revert { before: Box::new(shop.clone()), reason: "502".into() };
+        let state = after(vec![deploy("r1", 1), bad, revert]).unwrap();
+        assert_eq!(picture(&state), "r1/-/- r1:Deployed");
         assert_eq!(state.services.values().next().unwrap().policy, shop.policy);
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use model::canary::Cohort;
 use model::name::{ReleaseId, ServiceName, TargetAddress};
-use model::protocol::{DiagnosisBody, Done, Event, Listeners, Problem, ProblemCode};
+use model::protocol::{DiagnosisBody, Done, Event, Listeners, LoggedEvent, Problem, ProblemCode};
 use model::service::{Policy, Release as Record, Service};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,6 +18,9 @@ use super::operations::Operations;
 use super::registry::{Command, Commit, Registry};
 use super::report::Reporter;
 use crate::release::Endpoint;
+
+/// In the audit log: the gate stayed closed.
+const REFUSED: &str = "refused";
 
 pub struct Context {
     pub registry: Registry,
@@ -98,15 +101,27 @@ impl Context {
             service: service.clone(),
             change: Change::Refused { release: record.clone(), reason },
             actor: operation.actor.to_owned(),
-            kind: "refused",
+            kind: REFUSED,
             message: problem.message.clone(),
             known: Vec::new(),
             certificate: None,
         };
-        // A service that never came to be has no history, and the caller's answer matters more than ours.
-        if let Err(lost) = self.registry.commit(commit).await {
+        // The caller's answer matters more than ours.
+        let Err(lost) = self.registry.commit(commit).await else { return };
+        if lost.code != ProblemCode::NotFound {
             tracing::warn!(%service, release = %record.id, "{}; not in the history: {}", problem.message, lost.message);
         }
+        // A service that never came to be has no history; its refusal is in the audit log all the same.
+        self.audit.record(LoggedEvent {
+            at_ms: super::now_ms(),
+            generation: self.registry.view().state.generation,
+            kind: REFUSED.to_owned(),
+            service: Some(service.to_string()),
+            release: Some(record.id.to_string()),
+            target: None,
+            actor: operation.actor.to_owned(),
+            message: problem.message.clone(),
+        });
     }
 
     /// Ends an operation's stream, and forgets what only it needed.

@@ -1,14 +1,15 @@
 //! Deploys: a new release passes the gate, takes the traffic, and is watched while the old one drains.
 
+use std::sync::Arc;
+
 use model::canary::Cohort;
-use model::cutover::{Event as Step, Plan, Totals};
+use model::cutover::{Event as Step, Plan};
 use model::name::ServiceName;
 use model::policy_patch;
-use model::protocol::{DeployRequest, DeploymentPhase, Done, Problem, ProblemCode};
+use model::protocol::{DeployRequest, Done, Problem, ProblemCode};
 use model::service::{Policy, Service};
 
 use super::activations::{Activation, Live};
-use super::audit::OURSELVES;
 use super::bake::Bake;
 use super::certificates::{self, ServiceCertificate};
 use super::changes::{self, Change};
@@ -17,7 +18,9 @@ use super::operations::Claim;
 use super::progress::Progress;
 use super::registry::{Command, Commit, Committed};
 use super::report::{self, Events, Reporter};
+use super::revert;
 use super::switch::{self, Settled};
+use crate::release::Release;
 
 const VERB: &str = "deploy";
 
@@ -50,14 +53,15 @@ pub async fn start(
 
     let (reporter, events) = report::channel();
     let canary = service.and_then(|service| service.canary.as_ref());
-    if let Some(service) = service.filter(|service| is_stable(service, &candidate, &request)) {
+    if let Some((service, live)) =
+        view.service(&name).ok().filter(|(_, live)| is_stable(live, &candidate, &request))
+    {
         // Still the same release: only its policy changes, if anything does.
-        candidate.record = service.stable.clone();
+        candidate = Candidate { record: service.stable.clone(), endpoints: live.stable.endpoints() };
         if service.policy == policy && !(request.replace_canary && canary.is_some()) {
-            reload_certificate(&context, &name, certificate).await?;
+            let done = already(&context, service, certificate.as_ref().or(live.certificate.as_ref()));
+            reload_certificate(&context, &name, certificate.clone()).await?;
             drop(claim);
-            let message = format!("`{name}` runs release `{}` already; nothing to do", candidate.record.id);
-            let done = context.done(&name, false, message);
             reporter.end(Ok(done)).await;
             return Ok(events);
         }
@@ -74,10 +78,19 @@ pub async fn start(
     Ok(events)
 }
 
-/// Same targets, and no other label than it has.
-fn is_stable(service: &Service, candidate: &Candidate, request: &DeployRequest) -> bool {
-    let same_label = request.release.is_none() || candidate.record.id == service.stable.id;
-    same_label && candidate.record.targets == service.stable.targets
+/// Same targets at the same addresses, and no other label than it has.
+fn is_stable(live: &Live, candidate: &Candidate, request: &DeployRequest) -> bool {
+    let stable = &live.stable;
+    let same_label = request.release.is_none() || candidate.record.id == stable.record.id;
+    same_label
+        && candidate.record.has_targets_of(&stable.record)
+        && stable.has_endpoints(&candidate.record.targets, &candidate.endpoints)
+}
+
+fn already(context: &Context, service: &Service, shown: Option<&ServiceCertificate>) -> Done {
+    let (name, release) = (&service.name, &service.stable.id);
+    let https = certificates::remark(shown, &service.policy);
+    context.done(name, false, format!("`{name}` runs release `{release}` already; nothing to do{https}"))
 }
 
 /// A renewed file under the same name needs no gate.
@@ -162,64 +175,36 @@ impl Deploy {
         let drains = switch::drain(context, &committed, &self.policy.timeouts, reporter);
         let settled = progress.settle(drains, &bake, &context.shutdown).await;
         match (settled, committed.before) {
-            (Settled::Bad(seen), Some(before)) => Err(revert(context, claim, before, seen, reporter).await),
+            (Settled::Bad(seen), Some(before)) => {
+                Err(revert::revert(context, claim, before, seen, reporter).await)
+            }
             (Settled::GaveWay, Some(_)) => Err(taken_over(context, claim.service())),
-            (settled, before) => Ok(self.done(settled, before.map(|(service, _)| service))),
+            (settled, before) => self.done(settled, before.map(|(service, _)| service), &committed.replaced),
         }
     }
 
-    fn done(&self, settled: Settled, before: Option<Service>) -> Done {
+    fn done(
+        &self,
+        settled: Settled,
+        before: Option<Service>,
+        replaced: &[Arc<Release>],
+    ) -> Result<Done, Problem> {
         let name = self.claim.service();
         let done = self.context.done(name, true, "");
         let stable = done.stable.as_deref().unwrap_or_default();
+        let message = format!("`{name}` runs release `{stable}`");
+        let remark = switch::conclude(settled, name, &message, replaced)?;
         let held = match before {
             Some(service) if done.held.as_deref() == Some(service.stable.id.as_str()) => {
                 format!("; release `{}` is held for a rollback", service.stable.id)
             }
             _ => String::new(),
         };
-        let warning = self.certificate.as_ref().and_then(|one| certificates::warning(one, &self.policy));
-        let warning = warning.map(|warning| format!("; note that {warning}")).unwrap_or_default();
-        let message = format!("`{name}` runs release `{stable}`{held}{}{warning}", settled.remark());
-        Done { message, ..done }
+        let view = self.context.registry.view();
+        let shown = view.live.get(name).and_then(|live| live.certificate.as_ref());
+        let https = certificates::remark(shown, &self.policy);
+        Ok(Done { message: format!("{message}{held}{remark}{https}"), ..done })
     }
-}
-
-/// Goes back to what was before the deploy.
-async fn revert(
-    context: &Context,
-    claim: &Claim,
-    (service, live): (Service, Live),
-    seen: Totals,
-    reporter: &Reporter,
-) -> Problem {
-    let name = claim.service();
-    claim.set_phase(DeploymentPhase::Switching);
-    let failed = context.done(name, true, "").stable.unwrap_or_default();
-    let reason = format!("{} of {} requests ended in gateway errors", seen.gateway_errors, seen.requests);
-    let before = service.stable.id.clone();
-    let timeouts = service.policy.timeouts.clone();
-    let commit = Commit {
-        service: name.clone(),
-        change: Change::Revert { before: Box::new(service), reason: reason.clone() },
-        actor: OURSELVES.to_owned(),
-        kind: "revert",
-        message: format!("release `{failed}` was taken back: {reason}"),
-        known: std::iter::once(live.stable).chain(live.held).collect(),
-        certificate: live.certificate,
-    };
-    let committed = match context.registry.commit(commit).await {
-        Ok(committed) => committed,
-        Err(problem) => {
-            return problem.because(format!("release `{failed}` should have been taken back: {reason}"));
-        }
-    };
-    switch::tell_switched(reporter, &committed);
-    let drains = switch::drain(context, &committed, &timeouts, reporter);
-    switch::settle(context, claim, drains).await;
-    let message = format!("release `{failed}` of `{name}` was taken back: {reason}");
-    Problem::new(ProblemCode::Reverted, message)
-        .hint(format!("release `{before}` serves again; look at the log of `{failed}`, then deploy again"))
 }
 
 fn taken_over(context: &Context, name: &ServiceName) -> Problem {

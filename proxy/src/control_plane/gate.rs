@@ -162,7 +162,7 @@ impl Candidate {
         }
         self.tell(&outcome, health.state(), passes, elapsed);
         if !says_nothing(&outcome, timeout < allowed, timeline) {
-            timeline.record(outcome);
+            timeline.record(outcome, elapsed);
         }
         jittered(health.next_probe_in(elapsed, &self.gate).unwrap_or(GatePolicy::STEADY_INTERVAL))
     }

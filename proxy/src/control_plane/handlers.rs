@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 
 pub use self::body::Answer;
 use super::access::{Caller, Peer, Role};
+use super::audit::FOLLOWERS_MAX;
 use super::context::{Context, invalid};
 use super::{canary, deploy, remove, rollback, status};
 use crate::config::Groups;
@@ -109,6 +110,18 @@ pub async fn answer(api: &Api, caller: &Caller, peer: &Peer, request: Request<In
     }
 }
 
+/// Too many want something of the agent.
+pub fn busy(message: String) -> Response<Answer> {
+    refused(&too_many(message).into())
+}
+
+fn too_many(message: String) -> Problem {
+    Problem::new(ProblemCode::Busy, message).hint(
+        "try again in a moment; `ss -xp | grep control.sock` shows whose they are, and the end of an \
+         `agentctl events --follow` makes room",
+    )
+}
+
 fn refused(refusal: &Refusal) -> Response<Answer> {
     let mut response = json(&refusal.problem);
     *response.status_mut() =
@@ -132,7 +145,7 @@ async fn handle(api: &Api, caller: &Caller, request: Request<Incoming>) -> Resul
     let call = Call { context: &api.context, actor: caller.actor(ssh), body };
     match resource {
         Resource::Status => Ok(json(&agent_status(api))),
-        Resource::Events => Ok(events(&api.context, follows(head.uri.query())?)),
+        Resource::Events => Ok(events(&api.context, follows(head.uri.query())?)?),
         _ => Ok(call.service(resource, &head.method).await?),
     }
 }
@@ -184,14 +197,16 @@ fn follows(query: Option<&str>) -> Result<bool, Problem> {
     }
 }
 
-fn events(context: &Context, follow: bool) -> Response<Answer> {
+fn events(context: &Context, follow: bool) -> Result<Response<Answer>, Problem> {
     let answer = if follow {
-        let (past, follower) = context.audit.follow();
+        let (past, follower) = context.audit.follow().ok_or_else(|| {
+            too_many(format!("{FOLLOWERS_MAX} others follow the events of this agent already"))
+        })?;
         Answer::following(past, follower, context.shutdown.clone())
     } else {
         Answer::lines(&context.audit.recent())
     };
-    ndjson(answer)
+    Ok(ndjson(answer))
 }
 
 /// A request for one service.

@@ -138,9 +138,11 @@ async fn keep_probing(
             {
                 return;
             }
-            let Some(wait) = readings.next_probe_in(&target) else { return };
+            let Some((wait, hurry)) = readings.next_probe(&target) else { return };
             tokio::select! {
                 () = sleep(jittered(wait)) => {}
+                // The others of its slot have fallen: it may be the one that is well again.
+                () = hurry.notified() => {}
                 // A new endpoint, role or policy is looked at without delay.
                 changed = watched.changed() => if changed.is_err() { return },
             }

@@ -47,18 +47,20 @@ impl Operations {
 
     /// Like `claim`, but an operation that only waits for the end of a drain or bake gives way: those are
     /// the minutes in which a bad release shows, so nobody must have to wait for them to roll it back.
+    /// `spared` is the verb of operations that need not.
     pub async fn claim_from_waiting(
         &self,
         service: &ServiceName,
         verb: &str,
         actor: &str,
+        spared: Option<&str>,
     ) -> Result<Claim, Problem> {
         loop {
             let refused = match self.claim(service, verb, actor) {
                 Ok(claim) => return Ok(claim),
                 Err(refused) => refused,
             };
-            match self.ask_to_give_way(service) {
+            match self.ask_to_give_way(service, spared) {
                 Asked::Nobody => {}
                 Asked::Waiting(ended) => ended.cancelled().await,
                 Asked::Busy => return Err(refused),
@@ -66,9 +68,10 @@ impl Operations {
         }
     }
 
-    fn ask_to_give_way(&self, service: &ServiceName) -> Asked {
+    fn ask_to_give_way(&self, service: &ServiceName, spared: Option<&str>) -> Asked {
         match self.lock().get(service) {
             None => Asked::Nobody,
+            Some(running) if spared == Some(running.operation.verb.as_str()) => Asked::Busy,
             Some(running) => match running.operation.phase {
                 DeploymentPhase::Draining | DeploymentPhase::Baking => {
                     running.give_way.cancel();
@@ -162,14 +165,17 @@ mod tests {
         let shop = "shop".parse().unwrap();
         let claim = operations.claim(&shop, "deploy", "ann").unwrap();
         claim.set_phase(DeploymentPhase::Gating);
-        assert!(operations.claim_from_waiting(&shop, "rollback", "bob").await.is_err());
+        assert!(operations.claim_from_waiting(&shop, "rollback", "bob", None).await.is_err());
+        claim.set_phase(DeploymentPhase::Reverted);
+        assert!(operations.claim_from_waiting(&shop, "rollback", "bob", None).await.is_err());
 
         claim.set_phase(DeploymentPhase::Baking);
+        assert!(operations.claim_from_waiting(&shop, "rollback", "bob", Some("deploy")).await.is_err());
         let deploy = async {
             claim.give_way().cancelled().await;
             drop(claim);
         };
-        let rollback = operations.claim_from_waiting(&shop, "rollback", "bob");
+        let rollback = operations.claim_from_waiting(&shop, "rollback", "bob", Some("rollback"));
         let ((), taken) = tokio::join!(deploy, rollback);
         assert!(taken.is_ok());
         assert_eq!(operations.running(&shop).unwrap().actor, "bob");

@@ -37,7 +37,10 @@ impl<'o> Progress<'o> {
         let phase = self.cutover.phase();
         if phase != before {
             self.claim.set_phase(phase);
-            self.reporter.phase(phase);
+            // That traffic goes back is told when it has: it may turn out that there is no way back.
+            if phase != DeploymentPhase::Reverted {
+                self.reporter.phase(phase);
+            }
         }
         action
     }
@@ -74,8 +77,8 @@ impl<'o> Progress<'o> {
             };
             action = self.step(event);
         }
-        if !drained {
-            finished.await;
+        if !drained && stop.run_until_cancelled(finished).await.is_none() {
+            return Settled::Stopping;
         }
         Settled::Calm
     }

@@ -5,10 +5,10 @@ use model::name::{ReleaseId, ServiceName};
 use model::protocol::{DeploymentPhase, Done, Problem, ProblemCode, RollbackRequest};
 use model::service::{Release as Record, Service};
 
-use super::activations::{Activation, Live};
+use super::activations::Activation;
+use super::answers;
 use super::changes::Change;
 use super::context::{Candidate, Context, Gated, Shared, accepted, invalid};
-use super::monitor::Readings;
 use super::operations::Claim;
 use super::registry::Commit;
 use super::report::{self, Events, Reporter};
@@ -36,22 +36,26 @@ pub async fn start(
     let wanted: Option<ReleaseId> =
         request.release.as_deref().map(str::parse).transpose().map_err(|error| invalid(&error))?;
     // What is refused is refused before an operation under way is asked to give way.
+    let mut seen = look(&context, &name, wanted.as_ref()).await?;
+    plan(&seen.service, wanted.as_ref(), seen.sick.clone())?;
+    // Going back from a rollback that still drains must be meant: typed twice, it would undo itself.
+    let spared = wanted.is_none().then_some(VERB);
+    let claim = context.operations.claim_from_waiting(&name, VERB, &actor, spared).await?;
     let view = context.registry.view();
-    let (service, live) = view.service(&name)?;
-    plan(service, wanted.as_ref(), sickness(live, context.registry.readings()))?;
-    let claim = context.operations.claim_from_waiting(&name, VERB, &actor).await?;
-    let view = context.registry.view();
-    let (service, live) = view.service(&name)?;
-    let sick = sickness(live, context.registry.readings());
-    let (reporter, events) = report::channel();
-    let (record, candidate) = match plan(service, wanted.as_ref(), sick)? {
+    let (service, _) = view.service(&name)?;
+    if wanted.is_none() && service.stable != seen.service.stable {
+        drop(claim);
+        return Ok(nothing(&context, &name, overtaken(&seen.service, service)).await);
+    }
+    if (&service.stable, &service.held) != (&seen.service.stable, &seen.service.held) {
+        seen = look(&context, &name, wanted.as_ref()).await?;
+    }
+    let (record, candidate) = match plan(service, wanted.as_ref(), seen.sick)? {
         Plan::Nothing => {
             drop(claim);
             let message =
                 format!("release `{}` of `{name}` is stable already; nothing to do", service.stable.id);
-            let done = context.done(&name, false, message);
-            reporter.end(Ok(done)).await;
-            return Ok(events);
+            return Ok(nothing(&context, &name, message).await);
         }
         Plan::Flip(record) => (record, None),
         Plan::Gate(record) => {
@@ -61,21 +65,45 @@ pub async fn start(
         }
     };
     claim.set_release(record.id.as_str());
+    let (reporter, events) = report::channel();
     reporter.tell(accepted(&name, VERB, &record));
     let tasks = context.tasks.clone();
     tasks.spawn(run(context, claim, actor, record, candidate, reporter));
     Ok(events)
 }
 
-/// What the last probe of a held release saw, if none of its targets would do.
-fn sickness(live: &Live, readings: &Readings) -> Option<String> {
-    let held = live.held.as_ref()?;
-    let targets = held.release.targets.iter();
-    let known: Vec<_> = targets.map(|target| readings.get(target.id)).collect();
-    let sick =
-        |reading: &Option<_>| reading.as_ref().is_some_and(|one: &super::monitor::Reading| !one.eligible);
-    let last = || known.iter().flatten().find_map(|reading| reading.last_probe.clone());
-    (!known.is_empty() && known.iter().all(sick)).then(|| last().unwrap_or_default())
+/// What a rollback finds before it begins.
+struct Seen {
+    service: Service,
+    /// What a probe of the held release saw, if none of its targets passed.
+    sick: Option<String>,
+}
+
+/// Asks the held release whether it is there, if it is meant: its probes are seconds apart, and traffic must
+/// not move to processes that have ended since the last one.
+async fn look(context: &Context, name: &ServiceName, wanted: Option<&ReleaseId>) -> Result<Seen, Problem> {
+    let view = context.registry.view();
+    let (service, live) = view.service(name)?;
+    let meant = live.held.as_ref().filter(|held| wanted.is_none_or(|id| held.record.id == *id));
+    let sick = match meant {
+        Some(held) => answers::look(held, &service.policy).await.err(),
+        None => None,
+    };
+    Ok(Seen { service: service.clone(), sick })
+}
+
+fn overtaken(before: &Service, now: &Service) -> String {
+    let (name, was, is) = (&now.name, &before.stable.id, &now.stable.id);
+    format!(
+        "`{name}` runs release `{is}` by now, no longer `{was}`; nothing was changed. To go back further, name \
+         a release of `agentctl history {name}`"
+    )
+}
+
+async fn nothing(context: &Context, name: &ServiceName, message: String) -> Events {
+    let (reporter, events) = report::channel();
+    reporter.end(Ok(context.done(name, false, message))).await;
+    events
 }
 
 fn plan(service: &Service, wanted: Option<&ReleaseId>, sick: Option<String>) -> Result<Plan, Problem> {
@@ -112,16 +140,29 @@ fn plan(service: &Service, wanted: Option<&ReleaseId>, sick: Option<String>) -> 
     match &service.held {
         Some(held) if held.id == *id && sick.is_none() => Ok(Plan::Flip(held.clone())),
         Some(held) if held.id == *id => Ok(Plan::Gate(held.clone())),
-        _ => service.remembered(id).cloned().map(Plan::Gate).ok_or_else(|| {
-            let known: Vec<String> =
-                service.history.iter().map(|entry| format!("`{}`", entry.release.id)).collect();
-            Problem::new(
-                ProblemCode::NotFound,
-                format!("service `{name}` has no release `{id}` in its history"),
-            )
-            .hint(format!("it remembers {}", known.join(", ")))
-        }),
+        _ => remembered(service, id).map(Plan::Gate),
     }
+}
+
+/// From the history, unless another release has its addresses: whoever answers there is not what was meant.
+fn remembered(service: &Service, id: &ReleaseId) -> Result<Record, Problem> {
+    let name = &service.name;
+    let Some(record) = service.remembered(id) else {
+        let known: Vec<String> =
+            service.history.iter().map(|entry| format!("`{}`", entry.release.id)).collect();
+        let message = format!("service `{name}` has no release `{id}` in its history");
+        let hint = format!("it remembers {}", known.join(", "));
+        return Err(Problem::new(ProblemCode::NotFound, message).hint(hint));
+    };
+    let canary = service.canary.iter().map(|canary| &canary.release);
+    let mut serving = std::iter::once(&service.stable).chain(canary);
+    if let Some(owner) = serving.find(|serving| serving.has_targets_of(record)) {
+        let message =
+            format!("release `{id}` of `{name}` cannot come back: its address now belongs to `{}`", owner.id);
+        let hint = format!("start `{id}` on an address of its own, and deploy it from there");
+        return Err(Problem::new(ProblemCode::Conflict, message).hint(hint));
+    }
+    Ok(record.clone())
 }
 
 async fn run(
@@ -183,11 +224,12 @@ async fn roll_back(
     let timeouts =
         committed.after.as_ref().map(|(service, _)| service.policy.timeouts.clone()).unwrap_or_default();
     let drains = switch::drain(context, &committed, &timeouts, reporter);
-    let settled = switch::settle(context, claim, drains).await;
+    let settled = switch::settle(context, claim, DeploymentPhase::Draining, drains).await;
     let done = context.done(name, true, "");
     let stable = done.stable.as_deref().unwrap_or_default();
-    let message = format!("`{name}` runs release `{stable}` again{}", settled.remark());
-    Ok(Done { message, ..done })
+    let message = format!("`{name}` runs release `{stable}` again");
+    let remark = switch::conclude(settled, name, &message, &committed.replaced)?;
+    Ok(Done { message: format!("{message}{remark}"), ..done })
 }
 
 #[cfg(test)]
@@ -231,5 +273,9 @@ mod tests {
         }
         service.held = None;
         assert_eq!(plan(&service, None, None).unwrap_err().code, ProblemCode::Conflict);
+
+        service.stable = record("r4", 1);
+        let refused = plan(&service, Some(&"r1".parse().unwrap()), None).unwrap_err();
+        assert!(refused.message.contains("its address now belongs to `r4`"), "{refused:?}");
     }
 }

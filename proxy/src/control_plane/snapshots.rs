@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use model::canary::{Assignment, Cohort, FleetSecret};
-use model::health::{self, State as TargetState};
+use model::health::{self, Standing};
 use model::name::{HostPattern, ServiceName};
 use model::route::{HostMap, Lookup, RouteTable};
 use model::service::Service;
@@ -14,10 +14,10 @@ use super::activations::{Activation, Live};
 use super::registry::View;
 use crate::snapshot::{self, Slot, Snapshot};
 
-/// The state of a target, by its id; one that is not known yet is believed to serve.
-pub type States<'s> = &'s dyn Fn(u64) -> TargetState;
+/// How a target stands, by its id.
+pub type Standings<'s> = &'s dyn Fn(u64) -> Standing;
 
-pub fn build(view: &View, states: States<'_>, secret: &FleetSecret) -> Snapshot {
+pub fn build(view: &View, standings: Standings<'_>, secret: &FleetSecret) -> Snapshot {
     let owners = owners(view);
     let (mut routes, mut services) = (RouteTable::default(), HashMap::new());
     for (service, live) in view.services() {
@@ -25,8 +25,8 @@ pub fn build(view: &View, states: States<'_>, secret: &FleetSecret) -> Snapshot 
             name: service.name.as_str().into(),
             policy: service.policy.clone(),
             redirect_to_https: redirects(view, &owners, service),
-            stable: slot(&live.stable, Cohort::Stable, states),
-            canary: canary(service, live, states, secret),
+            stable: slot(&live.stable, Cohort::Stable, standings),
+            canary: canary(service, live, standings, secret),
         });
         if routes.bind(&service.policy.hosts, &service.policy.path_prefixes, &route).is_err() {
             // `changes` lets no conflict into the state, but a file may have been edited.
@@ -38,20 +38,33 @@ pub fn build(view: &View, states: States<'_>, secret: &FleetSecret) -> Snapshot 
     Snapshot { generation: view.state.generation, routes, services, certificates: certificates(view) }
 }
 
-fn slot(activation: &Activation, cohort: Cohort, states: States<'_>) -> Slot {
+fn slot(activation: &Activation, cohort: Cohort, standings: Standings<'_>) -> Slot {
     let targets = &activation.release.targets;
-    let known: Vec<_> = targets.iter().map(|target| states(target.id)).collect();
+    let known = standings_of(activation, standings);
     let eligible = health::eligible(&known).into_iter().map(|index| Arc::clone(&targets[index])).collect();
     Slot { cohort, release: Arc::clone(&activation.release), targets: eligible }
 }
 
+fn standings_of(activation: &Activation, standings: Standings<'_>) -> Vec<Standing> {
+    activation.release.targets.iter().map(|target| standings(target.id)).collect()
+}
+
+/// Whether the release is known to answer nobody.
+pub fn has_fallen(activation: &Activation, standings: Standings<'_>) -> bool {
+    health::has_fallen(&standings_of(activation, standings))
+}
+
+/// `None` also for one that has fallen: stable has its share until it is back.
 fn canary(
     service: &Service,
     live: &Live,
-    states: States<'_>,
+    standings: Standings<'_>,
     secret: &FleetSecret,
 ) -> Option<snapshot::Canary> {
     let (canary, activation) = (service.canary.as_ref()?, live.canary.as_ref()?);
+    if has_fallen(activation, standings) {
+        return None;
+    }
     let assignment = Assignment::new(
         secret,
         service.name.as_str(),
@@ -60,7 +73,7 @@ fn canary(
         service.policy.visitor.clone(),
         canary.overrides.clone(),
     );
-    Some(snapshot::Canary { slot: slot(activation, Cohort::Canary, states), assignment })
+    Some(snapshot::Canary { slot: slot(activation, Cohort::Canary, standings), assignment })
 }
 
 fn owners(view: &View) -> RouteTable<ServiceName> {
@@ -114,12 +127,13 @@ fn patterns(service: &Service) -> Vec<Option<&HostPattern>> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use model::health::State;
     use model::service::{Policy, Release, TlsPolicy};
 
     use super::super::activations::Factory;
     use super::super::certificates;
     use super::*;
-    use crate::adapters::state_file::State;
+    use crate::adapters::state_file;
     use crate::release::Endpoint;
     use crate::telemetry::metrics::Metrics;
 
@@ -144,7 +158,7 @@ mod tests {
             live.insert(name.clone(), Live { stable, canary: None, held: None, certificate });
             services.insert(name, service);
         }
-        View { state: Arc::new(State { generation: 1, services }), live }
+        View { state: Arc::new(state_file::State { generation: 1, services }), live }
     }
 
     fn route<'s>(snapshot: &'s Snapshot, host: &str, path: &str) -> &'s snapshot::Service {
@@ -164,7 +178,7 @@ mod tests {
             ("any", "", "/", None),
         ])
         .await;
-        let snapshot = build(&view, &|_| TargetState::Serving, &FleetSecret::new(b"x"));
+        let snapshot = build(&view, &|_| Standing::BELIEVED, &FleetSecret::new(b"x"));
         for (host, path, want) in [
             ("shop.test", "/", true),
             ("shop.test", "/admin", true),
@@ -184,9 +198,42 @@ mod tests {
         let targets = view.live.values().next().unwrap().stable.release.targets.clone();
         for (ejected, want) in [(0, 2), (1, 1), (2, 2)] {
             let gone: Vec<u64> = targets.iter().take(ejected).map(|target| target.id).collect();
-            let states = |id| if gone.contains(&id) { TargetState::Ejected } else { TargetState::Serving };
-            let snapshot = build(&view, &states, &FleetSecret::new(b"x"));
+            let standings = |id| if gone.contains(&id) { EJECTED } else { Standing::BELIEVED };
+            let snapshot = build(&view, &standings, &FleetSecret::new(b"x"));
             assert_eq!(route(&snapshot, "shop.test", "/").stable.targets.len(), want, "{ejected} ejected");
+        }
+    }
+
+    const EJECTED: Standing = Standing { state: State::Ejected, fallen: true };
+    const LAST_ONE_DOWN: Standing = Standing { state: State::Suspect, fallen: true };
+
+    #[tokio::test]
+    async fn a_dead_canary_leaves_its_share_to_stable() {
+        let mut view = view(&[("shop", "shop.test", "/", None)]).await;
+        let name: ServiceName = "shop".parse().unwrap();
+        let mut state = (*view.state).clone();
+        let release = Release { id: "c".parse().unwrap(), ..state.services[&name].stable.clone() };
+        let factory = Factory { metrics: Metrics::new(1), workers: 1 };
+        let endpoints = (3..=4).map(|port| Endpoint::Tcp(([127, 0, 0, 1], port).into())).collect();
+        let activation = factory.activate(&name, Cohort::Canary, &release, endpoints);
+        let targets: Vec<u64> = activation.release.targets.iter().map(|target| target.id).collect();
+        view.live.get_mut(&name).unwrap().canary = Some(activation);
+        state.services.get_mut(&name).unwrap().canary = Some(model::service::Canary {
+            release,
+            weight: model::weight::Weight::ALL,
+            rollout: "c".into(),
+            overrides: model::canary::Overrides::default(),
+        });
+        view.state = Arc::new(state);
+        for (down, want) in [(&[][..], Some(2)), (&[EJECTED], Some(1)), (&[EJECTED, LAST_ONE_DOWN], None)] {
+            let standings = |id| {
+                let index = targets.iter().position(|target| *target == id);
+                index.and_then(|index| down.get(index)).copied().unwrap_or(Standing::BELIEVED)
+            };
+            let snapshot = build(&view, &standings, &FleetSecret::new(b"x"));
+            let shop = route(&snapshot, "shop.test", "/");
+            assert_eq!(shop.canary.as_ref().map(|canary| canary.slot.targets.len()), want, "{down:?}");
+            assert_eq!(shop.stable.targets.len(), 2);
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The control socket in the file system: it appears when it answers, never wider than 0660, and never in
-//! place of a living one.
+//! place of a living one. It belongs to the group that may read; what else a caller may do is `access`'s.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -78,8 +78,17 @@ fn bind_at(detour: &Path, path: &Path, group: Option<u32>) -> io::Result<Bound> 
 
 /// Fails where the daemon is neither root nor a member of the group; then its own group has the socket.
 fn give_to(path: &Path, group: Option<u32>) {
-    if let Some(error) = group.and_then(|group| chown(path, None, Some(group)).err()) {
-        tracing::debug!(path = %path.display(), %error, "the group stays the daemon's own");
+    let Some(group) = group.filter(|group| !fs::metadata(path).is_ok_and(|file| file.gid() == *group)) else {
+        return;
+    };
+    if let Err(error) = chown(path, None, Some(group)) {
+        let path = path.display();
+        tracing::warn!(
+            %path, group, %error,
+            "cannot give the control socket to the group that may read: only root, the daemon's user and \
+             members of the daemon's own group can connect; make that the daemon's group (`Group=` of its \
+             unit), or the daemon a member of it"
+        );
     }
 }
 

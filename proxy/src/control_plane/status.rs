@@ -12,6 +12,7 @@ use super::activations::{Activation, Live};
 use super::monitor::Readings;
 use super::operations::Operations;
 use super::registry::View;
+use super::snapshots;
 
 pub fn services(view: &View, readings: &Readings, operations: &Operations) -> Vec<ServiceStatus> {
     view.services().map(|(name, live)| service(name, live, readings, operations)).collect()
@@ -25,7 +26,9 @@ pub fn service(
 ) -> ServiceStatus {
     let stable = release(&live.stable, TargetStateName::Serving, readings);
     let states: Vec<_> = stable.targets.iter().map(|target| target.state).collect();
-    let state = if health::is_degraded(&states) { ServiceState::Degraded } else { ServiceState::Serving };
+    let fallen = |one| snapshots::has_fallen(one, &|id| readings.standing(id));
+    let degraded = health::is_degraded(&states) || live.canary.as_ref().is_some_and(fallen);
+    let state = if degraded { ServiceState::Degraded } else { ServiceState::Serving };
     let canary = service.canary.as_ref().zip(live.canary.as_ref()).map(|(canary, activation)| CanaryStatus {
         release: release(activation, TargetStateName::Serving, readings),
         weight: canary.weight.to_string(),

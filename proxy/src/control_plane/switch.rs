@@ -1,8 +1,12 @@
 //! After a change is published: what was replaced drains, and the operation waits for it unless another one
 //! wants the service. A deploy, which also bakes, waits in `progress`.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use model::cutover::Totals;
-use model::protocol::{DeploymentPhase, Done, Event, Problem};
+use model::name::ServiceName;
+use model::protocol::{DeploymentPhase, Done, Event, Problem, ProblemCode};
 use model::service::Timeouts;
 
 use super::changes::Change;
@@ -11,6 +15,7 @@ use super::drain::{self, Drains};
 use super::operations::Claim;
 use super::registry::{Commit, Committed};
 use super::report::Reporter;
+use crate::release::{InFlightCount, Release};
 
 /// How the wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,15 +29,51 @@ pub enum Settled {
     Stopping,
 }
 
-impl Settled {
-    /// What the last line of an operation says about a wait that was cut short.
-    pub fn remark(self) -> &'static str {
-        match self {
-            Self::Calm | Self::Bad(_) => "",
-            Self::GaveWay => "; another operation took over before everything had drained",
-            Self::Stopping => "; the daemon is shutting down and did not wait for the rest",
+/// What the last line says of an operation, `done`, that could not wait for the end. `Err` if somebody must
+/// not yet act as if it were over: whoever gets a success stops the old processes.
+pub fn conclude(
+    settled: Settled,
+    name: &ServiceName,
+    done: &str,
+    replaced: &[Arc<Release>],
+) -> Result<&'static str, Problem> {
+    match settled {
+        Settled::Calm | Settled::Bad(_) => Ok(""),
+        Settled::GaveWay => {
+            let message = format!("{done}, but a rollback took over before everything had drained");
+            let hint =
+                format!("`agentctl status {name}` shows what serves, `agentctl history {name}` who did it");
+            Err(Problem::new(ProblemCode::Reverted, message).hint(hint))
         }
+        Settled::Stopping => match still_held(replaced) {
+            None => Ok("; the daemon is shutting down and did not wait for the rest"),
+            Some(held) => {
+                let message = format!("{done}, but the daemon is shutting down, and {held}");
+                let hint = "do not stop its processes before the daemon has ended".to_owned();
+                Err(Problem::new(ProblemCode::Aborted, message).hint(hint))
+            }
+        },
     }
+}
+
+/// Such as "release `r1` still holds 2 requests".
+fn still_held(replaced: &[Arc<Release>]) -> Option<String> {
+    // A release that came and went may be there twice.
+    let mut counts: BTreeMap<&str, InFlightCount> = BTreeMap::new();
+    for release in replaced {
+        let (sum, more) = (counts.entry(&release.id).or_default(), release.in_flight());
+        *sum = InFlightCount { requests: sum.requests + more.requests, sockets: sum.sockets + more.sockets };
+    }
+    let some = |count: u64, noun: &str| {
+        (count > 0).then(|| format!("{count} {noun}{}", if count == 1 { "" } else { "s" }))
+    };
+    let one = |(id, count): (&str, InFlightCount)| {
+        let kinds = [some(count.requests, "request"), some(count.sockets, "socket")];
+        let kinds: Vec<String> = kinds.into_iter().flatten().collect();
+        (!kinds.is_empty()).then(|| format!("release `{id}` still holds {}", kinds.join(" and ")))
+    };
+    let held: Vec<String> = counts.into_iter().filter_map(one).collect();
+    (!held.is_empty()).then(|| held.join(", "))
 }
 
 pub fn tell_switched(reporter: &Reporter, committed: &Committed) {
@@ -65,17 +106,46 @@ pub async fn commit_and_drain(
         tell_switched(reporter, &committed);
     }
     let drains = drain(context, &committed, timeouts, reporter);
-    let settled = settle(context, claim, drains).await;
-    Ok(context.done(claim.service(), true, format!("{message}{}", settled.remark())))
+    let settled = settle(context, claim, DeploymentPhase::Draining, drains).await;
+    let remark = conclude(settled, claim.service(), &message, &committed.replaced)?;
+    Ok(context.done(claim.service(), true, format!("{message}{remark}")))
 }
 
-/// Waits for the end of the drains.
-pub async fn settle(context: &Context, claim: &Claim, drains: Drains) -> Settled {
-    claim.set_phase(DeploymentPhase::Draining);
+/// Waits for the end of the drains. In the phase `Draining` a rollback may take over.
+pub async fn settle(context: &Context, claim: &Claim, phase: DeploymentPhase, drains: Drains) -> Settled {
+    claim.set_phase(phase);
     tokio::select! {
         biased;
         () = claim.give_way().cancelled() => Settled::GaveWay,
         () = context.shutdown.cancelled() => Settled::Stopping,
         () = drains.finished() => Settled::Calm,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::release::{Endpoint, Target};
+    use crate::telemetry::metrics::TargetStats;
+
+    #[test]
+    fn what_cannot_be_waited_for_is_no_success_while_somebody_is_left() {
+        let release = |id: &str| {
+            let endpoint = Endpoint::Tcp(([127, 0, 0, 1], 1).into());
+            Release::new(id, vec![Target::new("127.0.0.1:1", endpoint, Arc::new(TargetStats::new(1)), 1)])
+        };
+        let (one, two) = (release("r1"), release("r2"));
+        let replaced = [Arc::clone(&one), two];
+        let end = |settled| conclude(settled, &"shop".parse().unwrap(), "done", &replaced);
+        assert_eq!(end(Settled::Calm), Ok(""));
+        assert!(end(Settled::Stopping).is_ok());
+        assert_eq!(end(Settled::GaveWay).unwrap_err().code, ProblemCode::Reverted);
+
+        let enter = || one.enter(&one.targets[0], 0).unwrap();
+        let _requests = (enter(), enter());
+        let _socket = enter().into_socket();
+        let problem = end(Settled::Stopping).unwrap_err();
+        assert_eq!(problem.code, ProblemCode::Aborted);
+        assert!(problem.message.ends_with("release `r1` still holds 2 requests and 1 socket"), "{problem:?}");
     }
 }

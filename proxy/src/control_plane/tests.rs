@@ -1,6 +1,8 @@
 //! The control plane as a whole: its socket, real targets on loopback, a real state directory, and the
 //! snapshot that the data plane would read.
 
+mod crowd;
+mod going_back;
 mod world;
 
 use model::protocol::{

@@ -1,7 +1,7 @@
 //! From a target as the operator wrote it to where to connect.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use model::name::TargetAddress;
@@ -57,23 +57,39 @@ async fn look_up(name: &str, port: u16, target: &str) -> Result<Vec<IpAddr>, Res
     }
 }
 
-/// Addresses that are no single host, and link-local ones: clouds keep their metadata service there, secrets
-/// included, and no target may open a way to it.
+/// Metadata services of clouds that are not at a link-local address.
+const METADATA: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+];
+
+/// Addresses that are no single host, and those where clouds keep their metadata service, secrets included:
+/// no target may open a way to it.
 fn forbidden(ip: IpAddr) -> Option<&'static str> {
-    let ip = ip.to_canonical();
+    let ip = unwrapped(ip);
     let link_local = match ip {
         IpAddr::V4(ip) => ip.is_link_local(),
-        // fd00:ec2::254 is one provider's metadata service over IPv6.
-        IpAddr::V6(ip) => {
-            ip.is_unicast_link_local() || ip == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)
-        }
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
     };
     match ip {
         _ if ip.is_unspecified() => Some("every address of a machine and none in particular"),
         _ if ip.is_multicast() => Some("a multicast address"),
         IpAddr::V4(ip) if ip.is_broadcast() => Some("the broadcast address"),
         _ if link_local => Some("link-local, where clouds keep their metadata service"),
+        _ if METADATA.contains(&ip) => Some("a cloud's metadata service"),
         _ => None,
+    }
+}
+
+/// The IPv4 address inside an IPv4-mapped one (RFC 4291 §2.5.5.2) or one of the well-known NAT64 prefix
+/// (64:ff9b::/96, RFC 6052 §2.1), which leads to the same place.
+fn unwrapped(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(v6) => match v6.octets() {
+            [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d] => Ipv4Addr::new(a, b, c, d).into(),
+            _ => IpAddr::V6(v6),
+        },
+        v4 => v4,
     }
 }
 
@@ -97,7 +113,13 @@ mod tests {
             ("169.254.169.254:80", "link-local"),
             ("[::ffff:169.254.169.254]:80", "link-local"),
             ("[fe80::1]:80", "link-local"),
-            ("[fd00:ec2::254]:80", "link-local"),
+            ("[fd00:ec2::254]:80", "metadata"),
+            ("100.100.100.200:80", "metadata"),
+            ("[::ffff:100.100.100.200]:80", "metadata"),
+            ("[64:ff9b::169.254.169.254]:80", "link-local"),
+            ("[64:ff9b::100.100.100.200]:80", "metadata"),
+            ("[64:ff9b::10.1.2.3]:80", "64:ff9b"),
+            ("[64:ff9b::0.0.0.0]:80", "every address"),
         ] {
             let got = match resolve(&text.parse().unwrap()).await {
                 Ok(endpoint) => endpoint.to_string(),

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use model::diagnosis::ProbeOutcome;
-use model::health::Health;
+use model::health::{self, Health, Standing, State};
 use model::protocol::TargetStateName;
 use model::service::GatePolicy;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::super::gate::health_event;
@@ -22,6 +23,8 @@ pub struct HealthChange {
     /// On its own account; `model::health::eligible` looks at a whole slot. For a held target: whether a
     /// rollback to it would do well.
     pub eligible: bool,
+    /// It failed so often in a row that requests avoid it, unless all of its slot have fallen.
+    pub fallen: bool,
     pub last_probe: String,
 }
 
@@ -30,6 +33,7 @@ pub struct HealthChange {
 pub struct Reading {
     pub state: TargetStateName,
     pub eligible: bool,
+    pub fallen: bool,
     /// Such as `200 in 3ms`; `None` before the first.
     pub last_probe: Option<String>,
 }
@@ -47,11 +51,17 @@ struct Entry {
     gate: GatePolicy,
     health: Health,
     last_probe: Option<String>,
+    /// Ends the wait for its next probe.
+    hurry: Arc<Notify>,
 }
 
 impl Entry {
     fn is_eligible(&self) -> bool {
         self.health.is_eligible(&self.gate)
+    }
+
+    fn is_of(&self, group: u64) -> bool {
+        self.group == group && self.role == Role::Serving
     }
 }
 
@@ -64,8 +74,14 @@ impl Readings {
         self.table().get(&target_id).map(|entry| Reading {
             state: entry.health.state(),
             eligible: entry.is_eligible(),
+            fallen: entry.health.standing().fallen,
             last_probe: entry.last_probe.clone(),
         })
+    }
+
+    /// As a slot's rules see it; one that is not known yet is believed to serve.
+    pub fn standing(&self, target_id: u64) -> Standing {
+        self.table().get(&target_id).map_or(Standing::BELIEVED, |entry| entry.health.standing())
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<u64, Entry>> {
@@ -90,6 +106,7 @@ impl Readings {
             gate: watched.gate.clone(),
             health: beginning(),
             last_probe: None,
+            hurry: Arc::default(),
         });
         if entry.role != watched.role {
             entry.health = beginning();
@@ -108,29 +125,44 @@ impl Readings {
         let last_probe = outcome.to_string();
         let mut table = self.table();
         let group = table.get(&watched.id)?.group;
-        let alone = !table.iter().any(|(id, other)| {
-            *id != watched.id && other.group == group && other.role == Role::Serving && other.is_eligible()
-        });
+        let alone =
+            !table.iter().any(|(id, other)| *id != watched.id && other.is_of(group) && other.is_eligible());
         let entry = table.get_mut(&watched.id)?;
         // The probe was sent to what the target was before `watch` changed it.
         if entry.role != watched.role {
             return None;
         }
-        let before = (entry.health.state(), entry.is_eligible());
+        let before = (entry.health.standing(), entry.is_eligible());
         entry.health.step(health_event(outcome), now, &watched.gate, alone);
         entry.last_probe = Some(last_probe.clone());
-        let (state, eligible) = (entry.health.state(), entry.is_eligible());
-        let change = HealthChange { target_id: watched.id, state, eligible, last_probe };
-        ((state, eligible) != before).then_some(change)
+        let (standing, eligible) = (entry.health.standing(), entry.is_eligible());
+        let Standing { state, fallen } = standing;
+        let change = HealthChange { target_id: watched.id, state, eligible, fallen, last_probe };
+        if fallen && !before.0.fallen && has_fallen(&table, group) {
+            // Nobody may wait out a back-off while there is nothing else to try.
+            table.values().filter(|one| one.is_of(group)).for_each(|one| one.hurry.notify_one());
+        }
+        ((standing, eligible) != before).then_some(change)
     }
 
-    /// `None`: no longer watched.
-    pub(super) fn next_probe_in(&self, watched: &Watched) -> Option<Duration> {
-        self.table().get(&watched.id)?.health.next_probe_in(self.now(), &watched.gate)
+    /// When it is due, and what makes it due at once. `None`: no longer watched.
+    pub(super) fn next_probe(&self, watched: &Watched) -> Option<(Duration, Arc<Notify>)> {
+        let table = self.table();
+        let entry = table.get(&watched.id)?;
+        let mut wait = entry.health.next_probe_in(self.now(), &watched.gate)?;
+        if entry.health.state() == State::Ejected && has_fallen(&table, entry.group) {
+            wait = wait.min(GatePolicy::STEADY_INTERVAL);
+        }
+        Some((wait, Arc::clone(&entry.hurry)))
     }
 
     pub(super) fn probe_timeout(&self, watched: &Watched) -> Duration {
         let table = self.table();
         table.get(&watched.id).map_or(watched.gate.timeout, |entry| entry.health.probe_timeout(&watched.gate))
     }
+}
+
+fn has_fallen(table: &HashMap<u64, Entry>, group: u64) -> bool {
+    let slot = table.values().filter(|one| one.is_of(group)).map(|one| one.health.standing());
+    health::has_fallen(&slot.collect::<Vec<_>>())
 }

@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use model::diagnosis::ProbeOutcome;
 use model::health::State;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -67,7 +68,10 @@ async fn a_sick_target_is_ejected_and_the_last_one_never() {
     monitor.watch(vec![watched(1, &well, Role::Serving), watched(2, &sick, Role::Serving)]);
     let readings = monitor.readings();
     // Believed in until probes say otherwise.
-    assert_eq!(readings.get(1).unwrap(), Reading { state: State::Serving, eligible: true, last_probe: None });
+    assert_eq!(
+        readings.get(1).unwrap(),
+        Reading { state: State::Serving, eligible: true, fallen: false, last_probe: None }
+    );
     let change = next(&mut changes, |change| change.state == State::Ejected).await;
     assert_eq!((change.target_id, change.eligible), (2, false));
     assert!(change.last_probe.starts_with("500 in "), "{}", change.last_probe);
@@ -78,9 +82,11 @@ async fn a_sick_target_is_ejected_and_the_last_one_never() {
     // Well past `fall` failures it is still the one to try.
     well.asked_again(6).await;
     let reading = readings.get(1).unwrap();
-    assert_eq!((reading.state, reading.eligible), (State::Suspect, true));
+    assert_eq!((reading.state, reading.eligible, reading.fallen), (State::Suspect, true, true));
+    next(&mut changes, |change| change.target_id == 1 && change.fallen).await;
     well.well.store(true, Ordering::SeqCst);
-    next(&mut changes, |change| change.target_id == 1 && change.state == State::Serving).await;
+    let change = next(&mut changes, |change| change.target_id == 1 && change.state == State::Serving).await;
+    assert!(!change.fallen);
     monitor.stop().await;
 }
 
@@ -92,6 +98,35 @@ impl App {
             sleep(Duration::from_millis(10)).await;
         }
     }
+}
+
+#[tokio::test]
+async fn nobody_waits_out_a_back_off_while_the_whole_slot_is_down() {
+    let (sender, mut changes) = mpsc::channel(16);
+    let mut monitor = Monitor::new(sender);
+    let (first, second) = (app(false).await, app(true).await);
+    monitor.watch(vec![watched(1, &first, Role::Serving), watched(2, &second, Role::Serving)]);
+    next(&mut changes, |change| change.target_id == 1 && change.state == State::Ejected).await;
+    // Its back-off has grown past what one probe shortens.
+    let readings = monitor.readings();
+    let known = watched(1, &first, Role::Serving);
+    for _ in 0..4 {
+        readings.record(&known, &ProbeOutcome::Refused);
+    }
+    // A changed policy lets the task look, fail, and wait for as long.
+    let gate = GatePolicy { timeout: Duration::from_secs(3), ..GatePolicy::default() };
+    monitor.watch(vec![Watched { gate, ..known.clone() }, watched(2, &second, Role::Serving)]);
+    while !readings.get(1).unwrap().last_probe.unwrap().starts_with("500") {
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert!(readings.next_probe(&known).unwrap().0 > Duration::from_secs(30));
+    first.well.store(true, Ordering::SeqCst);
+    second.well.store(false, Ordering::SeqCst);
+    let back = next(&mut changes, |change| change.target_id == 1 && change.state == State::Serving);
+    tokio::time::timeout(Duration::from_secs(25), back).await.expect("long before its back-off ends");
+    // With another one to try, it is ejected as any.
+    next(&mut changes, |change| change.target_id == 2 && change.state == State::Ejected).await;
+    monitor.stop().await;
 }
 
 #[tokio::test]

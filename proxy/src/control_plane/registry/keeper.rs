@@ -193,8 +193,8 @@ impl Keeper {
 
     fn publish(&self) {
         let readings = self.monitor.readings();
-        let states = |id| readings.get(id).map_or(TargetState::Serving, |reading| reading.state);
-        self.parts.published.publish(snapshots::build(&self.current, &states, &self.parts.secret));
+        let standings = |id| readings.standing(id);
+        self.parts.published.publish(snapshots::build(&self.current, &standings, &self.parts.secret));
     }
 
     fn watch(&mut self) {
@@ -213,6 +213,7 @@ impl Keeper {
             TargetState::Ejected => "target ejected",
             TargetState::Held if !change.eligible => "held target lost",
             TargetState::Held => "held target back",
+            TargetState::Suspect if change.fallen => "last target down",
             TargetState::Suspect => "target suspect",
             _ => "target serving",
         };

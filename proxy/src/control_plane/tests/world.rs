@@ -16,6 +16,7 @@ use model::route::Lookup;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -88,7 +89,9 @@ impl World {
         let published = Published::default();
         let shutdown = CancellationToken::new();
         let restored = ControlPlane::restore(config, published.clone(), Metrics::new(1));
-        let restored = restored.await.unwrap();
+        let mut restored = restored.await.unwrap();
+        // These tests ask from within the process.
+        restored.own.pid = None;
         let mut serving = JoinSet::new();
         let stop = shutdown.clone();
         serving.spawn(async move { restored.serve(Listeners::default(), stop).await.unwrap() });
@@ -105,6 +108,10 @@ impl World {
         }
         assert!(!self.dir.path().join("control.sock").exists());
         Self::start_in(self.dir).await
+    }
+
+    pub(super) fn begin_to_stop(&self) {
+        self.shutdown.cancel();
     }
 
     pub(super) fn state_dir(&self) -> PathBuf {
@@ -184,6 +191,21 @@ impl World {
     pub(super) async fn follow(&self, path: &str) -> Follower {
         let (response, connection) = self.request("GET", path, &[], String::new()).await;
         Follower { response, _connection: connection }
+    }
+
+    /// An operation that is watched for as long as the result lives.
+    pub(super) async fn post_and_watch(&self, path: &str, body: &Value) -> Follower {
+        let (response, connection) = self.request("POST", path, &[], body.to_string()).await;
+        Follower { response, _connection: connection }
+    }
+
+    /// Asks for `path`, and reads nothing of what comes.
+    pub(super) async fn ask_only(&self, path: &str) -> UnixStream {
+        let mut stream = UnixStream::connect(self.dir.path().join("control.sock")).await.unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nhost: portcullis\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.readable().await.unwrap();
+        stream
     }
 
     fn service(&self, host: &str) -> Option<Arc<Service>> {
@@ -273,6 +295,10 @@ pub(super) struct Follower {
 }
 
 impl Follower {
+    pub(super) fn status(&self) -> u16 {
+        self.response.status().as_u16()
+    }
+
     pub(super) async fn next_line<T: DeserializeOwned>(&mut self) -> T {
         let frame = tokio::time::timeout(DEADLINE, self.response.body_mut().frame());
         let frame = frame.await.expect("a line comes before the deadline").unwrap().unwrap();
