@@ -1,5 +1,6 @@
 //! Builds every part, starts them in order and stops them in the opposite order.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -31,6 +32,26 @@ pub enum AppError {
     Runtime(#[source] std::io::Error),
     #[error("worker {index} ended before its time")]
     Worker { index: usize },
+}
+
+impl AppError {
+    /// What the person who started it can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        let Self::Listen(error) = self else { return None };
+        match error.source.kind() {
+            ErrorKind::PermissionDenied => Some(
+                "ports below 1024 need the capability CAP_NET_BIND_SERVICE (the systemd unit gives it) or root; for a \
+                 trial use --http 127.0.0.1:8080 --https 127.0.0.1:8443",
+            ),
+            ErrorKind::AddrInUse => {
+                Some("another program listens there: `ss -ltnp` shows which; stop it, or choose another port")
+            }
+            ErrorKind::AddrNotAvailable => {
+                Some("this machine does not have that address: `ip address` lists its own")
+            }
+            _ => None,
+        }
+    }
 }
 
 /// The soft limit of descriptors is for programs that use `select`; this one may have all of the hard one.

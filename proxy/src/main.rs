@@ -39,21 +39,24 @@ fn main() -> ExitCode {
     app::raise_descriptor_limit();
     let config = match Config::load(*flags) {
         Ok(config) => config,
-        Err(error) => return fail(&error, 2),
+        Err(error) => return fail(&error, None, 2),
     };
     match app::run(config) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error, 1),
+        Err(error) => fail(&error, error.hint(), 1),
     }
 }
 
-/// What happened and why, for the person who started it.
-fn fail(error: &dyn std::error::Error, code: u8) -> ExitCode {
+/// What happened, why, and what to do, for the person who started it.
+fn fail(error: &dyn std::error::Error, hint: Option<&str>, code: u8) -> ExitCode {
     eprintln!("error: {error}");
     let mut source = error.source();
     while let Some(cause) = source {
         eprintln!("cause: {cause}");
         source = cause.source();
+    }
+    if let Some(hint) = hint {
+        eprintln!("hint:  {hint}");
     }
     ExitCode::from(code)
 }
