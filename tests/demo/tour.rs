@@ -100,7 +100,7 @@ impl Tour {
     }
 
     fn roll_back(&mut self, load: &Load) {
-        heading("A rollback: no boot, no probe");
+        heading("A rollback: no boot, no gate");
         let ran = self.run_command(&["rollback", "shop", "--json"], 0);
         let switched_ms = ran.events().into_iter().find_map(|event| match event {
             Event::Switched { at_ms, .. } => Some(at_ms),
