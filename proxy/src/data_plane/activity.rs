@@ -119,6 +119,11 @@ impl Activity {
         set(&self.progress, self.now());
     }
 
+    /// The client has not taken all that was written.
+    pub fn has_unflushed(&self) -> bool {
+        get(&self.unflushed) == 1
+    }
+
     pub fn cannot_write(&self) {
         set(&self.unflushed, 1);
     }

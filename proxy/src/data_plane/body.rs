@@ -18,6 +18,8 @@ use super::activity::{Activity, Busy};
 use super::exchange::Facts;
 use super::headers::strip_trailers;
 use super::upgrade::Farewell;
+use super::upstream::connection::{ReadError, Reading};
+use super::upstream::framing::{Framing, Piece};
 use super::upstream::pool::Lease;
 use crate::release::InFlight;
 
@@ -33,7 +35,7 @@ pub enum BodyError {
     #[error("the client's body broke off")]
     Client(#[source] hyper::Error),
     #[error("the target's body broke off")]
-    Target(#[source] hyper::Error),
+    Target(#[source] ReadError),
 }
 
 /// A timer that exists only while something is waited for.
@@ -82,13 +84,6 @@ impl RequestBody {
         progress.ended.set(inner.is_none().then(Instant::now));
         let busy = inner.is_some().then(|| Busy::new(&facts.connection.activity));
         Self { inner, progress, _busy: busy, bytes_max, idle, timer: StallTimer::default() }
-    }
-
-    /// A body that was empty is empty again on a retry.
-    pub fn empty(progress: Rc<RequestProgress>) -> Self {
-        progress.ended.set(Some(Instant::now()));
-        let timer = StallTimer::default();
-        Self { inner: None, progress, _busy: None, bytes_max: 0, idle: Duration::MAX, timer }
     }
 
     fn fail(&mut self, reason: Reason, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
@@ -167,13 +162,16 @@ impl AnswerBody {
 
 /// The target's body on its way to the client, with what it keeps busy until its end.
 pub struct TargetBody {
-    inner: Incoming,
-    idle: Option<Duration>,
-    timer: StallTimer,
+    framing: Framing,
     /// Goes back to the pool at a clean end, and is closed at any other.
     lease: Option<Lease>,
+    keep_alive: bool,
+    idle: Option<Duration>,
     /// Only of an event stream.
     event_stream: Option<EventStream>,
+    /// Why it broke off, until the client has what came before.
+    broken: Option<ReadError>,
+    facts: Rc<Facts>,
     _in_flight: InFlight,
 }
 
@@ -196,37 +194,51 @@ impl Drop for EventStream {
     }
 }
 
+/// How much is read at a time for a client that keeps up. HTTP/2 buffers whole pieces for each stream.
+const READ_BYTES_MAX: usize = 256 * 1024;
+const READ_BYTES_MAX_HTTP2: usize = 64 * 1024;
+
 impl TargetBody {
     /// `idle`: how long the target may be silent; an event stream may be silent for as long as it likes.
     pub fn new(
-        inner: Incoming,
+        framing: Framing,
+        keep_alive: bool,
         idle: Duration,
-        lease: Lease,
-        in_flight: InFlight,
+        (lease, in_flight): (Lease, InFlight),
         event_stream: Option<EventStream>,
+        facts: &Rc<Facts>,
     ) -> Self {
         let (in_flight, idle) = match event_stream {
             Some(_) => (in_flight.into_socket(), None),
             None => (in_flight, Some(idle)),
         };
         let mut body = Self {
-            inner,
-            idle,
-            timer: StallTimer::default(),
+            framing,
             lease: Some(lease),
+            keep_alive,
+            idle,
             event_stream,
+            broken: None,
+            facts: Rc::clone(facts),
             _in_flight: in_flight,
         };
-        if body.inner.is_end_stream() {
-            body.give_back();
+        if body.framing.has_ended() {
+            body.end();
         }
         body
     }
 
-    fn give_back(&mut self) {
-        if let Some(lease) = self.lease.take() {
+    /// The whole answer has come.
+    fn end(&mut self) {
+        if let Some(lease) = self.lease.take().filter(|_| self.keep_alive) {
             lease.give_back();
         }
+    }
+
+    fn reading(&self) -> Reading {
+        let activity = &self.facts.connection.activity;
+        let bytes_max = if activity.is_http2() { READ_BYTES_MAX_HTTP2 } else { READ_BYTES_MAX };
+        Reading { idle: self.idle, client_is_behind: activity.has_unflushed(), bytes_max }
     }
 }
 
@@ -246,36 +258,40 @@ impl Body for TargetBody {
             this.lease.take();
             return Poll::Ready(None);
         }
-        let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
-            let Some(idle) = this.idle else { return Poll::Pending };
-            ready!(this.timer.poll(cx, idle));
-            return Poll::Ready(Some(Err(BodyError::Stalled(idle).into())));
-        };
-        this.timer.disarm();
-        match frame {
-            None => {
-                this.give_back();
-                Poll::Ready(None)
-            }
-            Some(Err(error)) => Poll::Ready(Some(Err(BodyError::Target(error).into()))),
-            Some(Ok(mut frame)) => {
-                if let Some(trailers) = frame.trailers_mut() {
-                    strip_trailers(trailers);
-                }
-                if this.inner.is_end_stream() {
-                    this.give_back();
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
+        if let Some(error) = this.broken.take() {
+            this.lease.take();
+            return Poll::Ready(Some(Err(BodyError::Target(error).into())));
         }
+        let reading = this.reading();
+        let Some(lease) = &mut this.lease else { return Poll::Ready(None) };
+        let piece = match ready!(lease.poll_body(cx, &mut this.framing, reading)) {
+            Ok(piece) => piece,
+            Err(error) => {
+                // An error ends the client's connection at once; what hyper still holds for it goes first.
+                this.broken = Some(error);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        };
+        if this.framing.has_ended() {
+            this.end();
+        }
+        Poll::Ready(match piece {
+            Piece::Data(data) => Some(Ok(Frame::data(data))),
+            Piece::Trailers(mut trailers) => {
+                strip_trailers(&mut trailers);
+                Some(Ok(Frame::trailers(trailers)))
+            }
+            Piece::End | Piece::Wanting => None,
+        })
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.lease.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        self.framing.length().map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 

@@ -28,6 +28,7 @@ use crate::telemetry::metrics::Observation;
 pub struct Connection {
     pub worker: Rc<Worker>,
     pub peer: IpAddr,
+    pub peer_text: Box<str>,
     /// Of the listener.
     pub port: u16,
     /// `None`: plain HTTP.

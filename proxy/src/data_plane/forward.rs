@@ -4,9 +4,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
+use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -17,11 +18,17 @@ use model::route::Lookup;
 use super::answer;
 use super::body::{AnswerBody, EventStream, RequestBody, TargetBody};
 use super::exchange::{Exchange, Facts};
-use super::headers::{self, Forwarded};
+use super::forwarded::Forwarded;
+use super::headers;
 use super::hygiene::{self, Host};
 use super::upgrade::{Farewell, tunnel};
+use super::upstream::connection::Terms;
 use super::upstream::pool::Lease;
-use super::upstream::send::{self, Sent};
+use super::upstream::request_head::{BodyFraming, RequestHead};
+use super::upstream::response_head::ResponseHead;
+use super::upstream::send::{self, Route, Sent};
+use super::upstream::stream::Ahead;
+use super::upstream::upload::Upload;
 use crate::release::InFlight;
 use crate::snapshot::{Service, Slot, Snapshot};
 
@@ -51,7 +58,7 @@ async fn answer_or_reason(
     facts.note(|known| known.https = https);
     let host = hygiene::check(&mut request)?;
     let trusted = &worker.config.trusted_proxies;
-    let forwarded = headers::read_forwarded(request.headers(), connection.peer, https, trusted);
+    let forwarded = Forwarded::read(request.headers(), connection.peer, https, trusted);
     facts.note(|known| (known.client, known.https) = (Some(forwarded.client), forwarded.https));
     match decide(&request, &host, &forwarded, facts)? {
         Decision::Redirect(location, reason) => {
@@ -197,105 +204,83 @@ async fn forward(
         return Err(Reason::BodyTooLarge);
     }
     let client_upgrade = headers::is_websocket(&request).then(|| hyper::upgrade::on(&mut request));
-    let client_version = request.version();
-    let mut request = to_target(request, &plan, forwarded, facts, client_upgrade.is_some());
-    if client_version == Version::HTTP_11 {
-        pass_interim_responses(&mut request, facts);
-    }
+    let (parts, body) = request.into_parts();
+    let upload = upload(&parts, body, &plan, forwarded, facts, client_upgrade.is_some());
 
     facts.set_waiting_for_app(true);
-    let sent = send::send(worker, request, &plan.service, plan.cohort, plan.in_flight, facts).await;
+    let route = Route { service: &plan.service, cohort: plan.cohort };
+    let interim = |head: &ResponseHead| pass_interim_response(head, parts.version, facts);
+    let terms = Terms {
+        method: &parts.method,
+        timeouts: &policy.timeouts,
+        body: &facts.request_body,
+        interim: &interim,
+    };
+    let sent = send::send(worker, upload, &route, &terms, plan.in_flight, facts).await;
     facts.set_waiting_for_app(false);
-    let Sent { response, lease, in_flight } = sent?;
+    let Sent { head, lease, in_flight } = sent?;
     facts.note(|known| known.first_byte = Some(facts.arrived.elapsed()));
 
-    hygiene::check_response(&response)?;
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
         let client = client_upgrade.ok_or(Reason::UpstreamProtocol)?;
-        return Ok(switch_protocols(response, client, (lease, in_flight), facts));
+        return switch_protocols(head, client, (lease, in_flight), facts);
     }
-    let event_stream = is_event_stream(response.headers())
+    let event_stream = is_event_stream(&head.fields)
         .then(|| EventStream::new(Farewell::new(in_flight.release(), worker), &facts.connection.activity));
-    let mut response = response.map(|body| {
-        AnswerBody::Target(TargetBody::new(body, policy.timeouts.body_idle, lease, in_flight, event_stream))
-    });
-    // A target's HTTP/1.0 is its own: this hop can say where a body ends, so a cut one looks cut.
-    *response.version_mut() = Version::HTTP_11;
-    clean_response(response.headers_mut());
+    let ResponseHead { status, mut fields, framing, keep_alive } = head;
+    let held = (lease, in_flight);
+    let body = TargetBody::new(framing, keep_alive, policy.timeouts.body_idle, held, event_stream, facts);
     if let Some(id) = &plan.visitor_cookie {
-        set_visitor_cookie(response.headers_mut(), id, forwarded.https);
+        set_visitor_cookie(&mut fields, id, forwarded.https);
     }
     // A trailer section may have swallowed what came behind it (hyper takes a bare line feed there), so
     // nothing more is read from this client.
-    if facts.request_body.had_trailers.get() && client_version == Version::HTTP_11 {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    if facts.request_body.had_trailers.get() && parts.version == Version::HTTP_11 {
+        fields.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
+    let mut response = Response::new(AnswerBody::Target(body));
+    *response.status_mut() = status;
+    *response.headers_mut() = fields;
     Ok(response)
 }
 
-/// The head as the target gets it, with the client's body behind it.
-fn to_target(
-    request: Request<Incoming>,
+/// The request as the target gets it, with the client's body behind its head.
+fn upload(
+    parts: &Parts,
+    body: Incoming,
     plan: &Plan,
     forwarded: &Forwarded,
     facts: &Facts,
     websocket: bool,
-) -> Request<RequestBody> {
-    let (mut parts, body) = request.into_parts();
-    let fields = &mut parts.headers;
-    let wants_trailers = headers::lists(fields, header::TE, "trailers");
-    headers::strip_hop_by_hop(fields);
-    fields.remove(header::EXPECT);
-    let now_ms = unix_time().as_millis() as u64;
-    headers::write_forwarded(fields, forwarded, facts.connection.peer, facts.connection.port, now_ms);
-    if wants_trailers {
-        fields.insert(header::TE, HeaderValue::from_static("trailers"));
+) -> Upload {
+    let open_ended = !body.is_end_stream() && body.size_hint().exact().is_none();
+    let framing = if open_ended && !websocket { BodyFraming::Chunked } else { BodyFraming::AsSent };
+    let mut head = facts.connection.worker.pool.buffer();
+    let known = facts.known.borrow();
+    RequestHead {
+        method: &parts.method,
+        uri: &parts.uri,
+        fields: &parts.headers,
+        forwarded,
+        peer: &facts.connection.peer_text,
+        port: facts.connection.port,
+        strip: plan.strip,
+        request_id: known.request_id.as_ref().map_or(&b""[..], HeaderValue::as_bytes),
+        now_ms: unix_time().as_millis() as u64,
+        body: framing,
+        websocket,
     }
-    if websocket {
-        headers::ask_for_websocket(fields);
-        parts.method = Method::GET;
-    } else if !body.is_end_stream() && body.size_hint().exact().is_none() {
-        // hyper's client would drop the body of a GET without this field.
-        fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
-    if plan.strip > 0 {
-        let prefix = &parts.uri.path()[..plan.strip];
-        if let Ok(prefix) = HeaderValue::from_str(prefix) {
-            fields.insert(HeaderName::from_static("x-forwarded-prefix"), prefix);
-        }
-    }
-    let uri = strip_prefix(&parts.uri, plan.strip);
+    .write(&mut head);
     let policy = &plan.service.policy;
     let body = RequestBody::new(body, facts, policy.request_body_bytes_max, policy.timeouts.body_idle);
-    let mut request = Request::new(body);
-    *request.method_mut() = parts.method;
-    *request.uri_mut() = uri;
-    *request.headers_mut() = parts.headers;
-    request
-}
-
-/// Removes the first `length` bytes of the path, byte by byte: `%2F` stays `%2F`.
-fn strip_prefix(uri: &Uri, length: usize) -> Uri {
-    let Some(target) = uri.path_and_query() else { return Uri::from_static("/") };
-    if length == 0 {
-        return target.clone().into();
-    }
-    let rest = &target.as_str()[length..];
-    let rooted = if rest.starts_with('/') { rest.to_owned() } else { format!("/{rest}") };
-    // A suffix of a valid target is valid.
-    rooted.parse().unwrap_or_else(|_| Uri::from_static("/"))
+    Upload::new(head, body, framing)
 }
 
 /// 103 and 102 reach HTTP/1.1 clients; hyper has no way to send them to others.
-fn pass_interim_responses(request: &mut Request<RequestBody>, facts: &Facts) {
-    let interim = Arc::clone(&facts.connection.interim);
-    hyper::ext::on_informational(request, move |response| {
-        if matches!(response.status().as_u16(), 102 | 103) {
-            let mut fields = response.headers().clone();
-            headers::strip_hop_by_hop(&mut fields);
-            interim.push(&interim_head(response.status(), &fields));
-        }
-    });
+fn pass_interim_response(head: &ResponseHead, client: Version, facts: &Facts) {
+    if client == Version::HTTP_11 && matches!(head.status.as_u16(), 102 | 103) {
+        facts.connection.interim.push(&interim_head(head.status, &head.fields));
+    }
 }
 
 fn interim_head(status: StatusCode, fields: &HeaderMap) -> Vec<u8> {
@@ -315,15 +300,6 @@ fn is_event_stream(fields: &HeaderMap) -> bool {
     content_type.get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"))
 }
 
-/// What the client sees of the target's head.
-fn clean_response(fields: &mut HeaderMap) {
-    if fields.contains_key(header::TRANSFER_ENCODING) {
-        // The encoding has decided the length (RFC 9112 §6.3); the other field is wrong or superfluous.
-        fields.remove(header::CONTENT_LENGTH);
-    }
-    headers::strip_hop_by_hop(fields);
-}
-
 fn set_visitor_cookie(fields: &mut HeaderMap, id: &str, secure: bool) {
     let public = headers::lists(fields, header::CACHE_CONTROL, "public");
     if public {
@@ -337,57 +313,40 @@ fn set_visitor_cookie(fields: &mut HeaderMap, id: &str, secure: bool) {
     }
 }
 
-/// Answers 101 and connects both ends once both have switched.
+/// Answers 101 and connects both ends once the client has switched.
 fn switch_protocols(
-    mut response: Response<Incoming>,
+    head: ResponseHead,
     client: OnUpgrade,
     (lease, in_flight): (Lease, InFlight),
     facts: &Rc<Facts>,
-) -> Response<AnswerBody> {
-    let target = hyper::upgrade::on(&mut response);
+) -> Result<Response<AnswerBody>, Reason> {
     let farewell = Farewell::new(in_flight.release(), &facts.connection.worker);
     let held = (in_flight.into_socket(), Rc::clone(facts));
+    let (target, ahead) = lease.into_stream().ok_or(Reason::UpstreamProtocol)?;
     facts.connection.worker.tasks.spawn_local(async move {
-        let (Ok(client), Ok(target)) = tokio::join!(client, target) else { return };
-        // Until here it drove the connection; now the connection is ours.
-        drop(lease);
-        let (client, target) = (hyper_util::rt::TokioIo::new(client), hyper_util::rt::TokioIo::new(target));
-        let carried = tunnel(client, target, farewell).await;
+        let Ok(client) = client.await else { return };
+        let target = Ahead::new(ahead, target);
+        let carried = tunnel(hyper_util::rt::TokioIo::new(client), target, farewell).await;
         let (_in_flight, facts) = held;
         facts.request_body.bytes.set(carried.from_client);
         facts.response_body_bytes.set(carried.to_client);
     });
-    let mut response = response.map(|_| AnswerBody::empty());
-    headers::strip_hop_by_hop(response.headers_mut());
+    let mut response = Response::new(AnswerBody::empty());
+    *response.headers_mut() = head.fields;
     if facts.connection.activity.is_http2() {
         // On a stream success is 200, and there is no key to accept (RFC 8441 §5).
-        *response.status_mut() = StatusCode::OK;
         response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
     } else {
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     }
-    response
+    Ok(response)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn prefixes_are_removed_without_decoding() {
-        for (target, length, want) in [
-            ("/app/show?q=1", 4, "/show?q=1"),
-            ("/app", 4, "/"),
-            ("/app?q=1", 4, "/?q=1"),
-            ("/app/", 4, "/"),
-            ("/app/x%2Fy", 4, "/x%2Fy"),
-            ("/app//x", 4, "//x"),
-            ("/x?a;b&%zz", 0, "/x?a;b&%zz"),
-        ] {
-            assert_eq!(strip_prefix(&target.parse().unwrap(), length), want, "{target}");
-        }
-    }
 
     #[test]
     fn event_streams() {

@@ -107,6 +107,7 @@ fn connection(worker: Rc<Worker>, accepted: Accepted, tls: Option<Tls>, http2: b
     Rc::new(Connection {
         worker,
         peer: accepted.peer,
+        peer_text: accepted.peer.to_string().into(),
         port: accepted.port,
         tls,
         activity: Arc::new(Activity::new(http2)),

@@ -4,60 +4,48 @@
 //! Puma keeps it (its keep-alive timeout is 20 s in old versions), retired after a number of requests and
 //! at an age, and the one used last is used first, so that spare ones grow old and go.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::client::conn::http1::SendRequest;
+use bytes::Bytes;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use crate::data_plane::body::RequestBody;
+use super::connection::{AskError, Connection, Cut, ReadError, Reading, Terms};
+use super::framing::{Framing, Piece};
+use super::response_head::ResponseHead;
+use super::stream::{Scratch, Stream};
+use super::upload::Upload;
 use crate::release::Ending;
 
 /// Below Puma's keep-alive timeout, so that we close first.
 pub const IDLE_MAX: Duration = Duration::from_secs(10);
 const AGE_MAX: Duration = Duration::from_secs(300);
 const USES_MAX: u32 = 900;
-
-/// One open connection. Dropped, it is closed at once, whatever it is doing: hyper alone would go on
-/// writing an abandoned request body for as long as the target does not take it.
-pub struct Connection {
-    pub sender: SendRequest<RequestBody>,
-    driver: AbortHandle,
-    opened: Instant,
-    uses: u32,
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
-}
-
-impl Connection {
-    pub fn new(sender: SendRequest<RequestBody>, driver: AbortHandle) -> Self {
-        Self { sender, driver, opened: Instant::now(), uses: 0 }
-    }
-
-    fn is_worn_out(&self, now: Instant) -> bool {
-        self.uses >= USES_MAX || now - self.opened >= AGE_MAX
-    }
-}
+/// Buffers for heads that wait for the next request, and how large one may have grown.
+const SPARE_BUFFERS_MAX: usize = 64;
+const SPARE_BUFFER_BYTES_MAX: usize = 32 * 1024;
 
 struct Idle {
-    connection: Connection,
+    connection: Box<Connection>,
     since: Instant,
 }
 
 #[derive(Clone, Default)]
-pub struct Pool {
-    idle: Rc<RefCell<HashMap<u64, Vec<Idle>>>>,
-    /// The tasks that drive connections. Nobody waits for them at shutdown: an idle one is of no use then,
-    /// and a busy one is held by its request.
+pub struct Pool(Rc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    idle: RefCell<HashMap<u64, Vec<Idle>>>,
+    scratch: RefCell<Scratch>,
+    buffers: RefCell<Vec<Vec<u8>>>,
+    /// What goes on beside the requests: uploads that their answer has overtaken, and who waits for a release to
+    /// be cut off. Nobody waits for them at shutdown; a request that still needs one holds it.
     tasks: TaskTracker,
 }
 
@@ -65,11 +53,10 @@ impl Pool {
     /// The connection to `target` that was used last and still lives.
     pub fn take(&self, target: u64) -> Option<Lease> {
         let now = Instant::now();
-        let mut idle = self.idle.borrow_mut();
+        let mut idle = self.0.idle.borrow_mut();
         let connections = idle.get_mut(&target)?;
         while let Some(Idle { connection, since }) = connections.pop() {
-            // Ready means: the last answer was complete and nothing came after it.
-            if connection.sender.is_ready() && now - since < IDLE_MAX && !connection.is_worn_out(now) {
+            if now - since < IDLE_MAX && !is_worn_out(&connection, now) && connection.is_free() {
                 drop(idle);
                 return Some(self.lend(target, connection));
             }
@@ -77,57 +64,109 @@ impl Pool {
         None
     }
 
-    pub fn lend(&self, target: u64, mut connection: Connection) -> Lease {
-        let reused = connection.uses > 0;
-        connection.uses += 1;
+    /// A new connection, to be closed when its release is cut off.
+    pub fn adopt(&self, target: u64, stream: Stream, mut ending: watch::Receiver<Ending>) -> Lease {
+        let cut = Rc::new(Cut::default());
+        let told = Rc::clone(&cut);
+        let guard = self.0.tasks.spawn_local(async move {
+            // An error means that the release itself is gone, which is the same.
+            let _ = ending.wait_for(|ending| *ending == Ending::Cut).await;
+            told.happen();
+        });
+        self.lend(target, Box::new(Connection::new(stream, cut, guard.abort_handle())))
+    }
+
+    fn lend(&self, target: u64, mut connection: Box<Connection>) -> Lease {
+        let reused = connection.uses() > 0;
+        connection.begin();
         Lease { connection, target, reused, pool: self.clone() }
     }
 
-    /// Drives a connection until it ends or its release is cut; in-flight requests on it then fail.
-    pub fn drive<E>(
-        &self,
-        connection: impl Future<Output = Result<(), E>> + 'static,
-        mut ending: watch::Receiver<Ending>,
-    ) -> AbortHandle {
-        let driver = self.tasks.spawn_local(async move {
-            tokio::select! {
-                // Errors reach whoever waits for the answer; an idle connection's end concerns nobody.
-                _ = connection => {}
-                _ = ending.wait_for(|ending| *ending == Ending::Cut) => {}
-            }
-        });
-        driver.abort_handle()
+    /// An empty buffer for a head.
+    pub fn buffer(&self) -> Vec<u8> {
+        self.0.buffers.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(2048))
     }
 
-    /// Runs for as long as the worker: closes what was idle for too long.
+    fn put_buffer(&self, mut buffer: Vec<u8>) {
+        let mut buffers = self.0.buffers.borrow_mut();
+        if buffers.len() < SPARE_BUFFERS_MAX && buffer.capacity() <= SPARE_BUFFER_BYTES_MAX {
+            buffer.clear();
+            buffers.push(buffer);
+        }
+    }
+
+    /// Runs for as long as the worker: closes what was idle for too long, or was closed by its target.
     pub async fn sweep_regularly(&self) {
         let mut tick = tokio::time::interval(IDLE_MAX / 2);
         loop {
             tick.tick().await;
             let now = Instant::now();
-            self.idle.borrow_mut().retain(|_, connections| {
-                connections.retain(|idle| now - idle.since < IDLE_MAX && !idle.connection.sender.is_closed());
+            self.0.idle.borrow_mut().retain(|_, connections| {
+                connections.retain(|idle| now - idle.since < IDLE_MAX && idle.connection.is_free());
                 !connections.is_empty()
             });
         }
     }
 }
 
+fn is_worn_out(connection: &Connection, now: Instant) -> bool {
+    connection.uses() >= USES_MAX || connection.age(now) >= AGE_MAX
+}
+
 /// A connection in use. Given back only after a complete answer; dropped, it is closed.
 pub struct Lease {
-    pub connection: Connection,
+    connection: Box<Connection>,
     pub reused: bool,
     target: u64,
     pool: Pool,
 }
 
 impl Lease {
-    pub fn give_back(self) {
-        let now = Instant::now();
-        if self.connection.sender.is_closed() || self.connection.is_worn_out(now) {
-            return;
+    pub async fn ask(&mut self, upload: &mut Upload, terms: &Terms<'_>) -> Result<ResponseHead, AskError> {
+        let (began, scratch) = (Instant::now(), &self.pool.0.scratch);
+        poll_fn(|cx| self.connection.poll_ask(cx, upload, terms, began, scratch)).await
+    }
+
+    pub fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        framing: &mut Framing,
+        reading: Reading,
+    ) -> Poll<Result<Piece, ReadError>> {
+        self.connection.poll_body(cx, framing, reading, &self.pool.0.scratch)
+    }
+
+    /// The answer has begun; what is left of the request goes on in a task of its own, since a client may read
+    /// only after it has sent everything.
+    pub fn let_upload_go_on(&mut self, upload: Upload, mut ending: watch::Receiver<Ending>) {
+        if upload.is_done() {
+            return self.pool.put_buffer(upload.into_buffer());
         }
-        let idle = Idle { connection: self.connection, since: now };
-        self.pool.idle.borrow_mut().entry(self.target).or_default().push(idle);
+        let done = Rc::new(Cell::new(false));
+        let (stream, told) = (Rc::clone(self.connection.stream()), Rc::clone(&done));
+        let task = self.pool.0.tasks.spawn_local(async move {
+            tokio::select! {
+                sent = upload.finish(&stream) => told.set(sent.is_ok()),
+                _ = ending.wait_for(|ending| *ending == Ending::Cut) => {}
+            }
+        });
+        self.connection.upload_goes_on(task.abort_handle(), done);
+    }
+
+    pub fn give_back(mut self) {
+        if !self.connection.is_settled() {
+            // The target has answered before it had everything; the rest is sent, and then the connection ends.
+            return self.connection.leave_upload();
+        }
+        let now = Instant::now();
+        if !is_worn_out(&self.connection, now) {
+            let idle = Idle { connection: self.connection, since: now };
+            self.pool.0.idle.borrow_mut().entry(self.target).or_default().push(idle);
+        }
+    }
+
+    /// The connection itself, for a tunnel.
+    pub fn into_stream(self) -> Option<(Stream, Bytes)> {
+        self.connection.into_stream()
     }
 }

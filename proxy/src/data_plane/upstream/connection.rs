@@ -1,0 +1,292 @@
+//! One connection to a target: a request goes out, an answer comes back, both in the task of the request.
+//!
+//! There is no task that drives the connection and no channel to it, so an answer costs one wake-up, and dropping
+//! the request ends what it was doing.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::Method;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::framing::{Framing, FramingError, Piece};
+use super::response_head::{self, HeadError, ResponseHead};
+use super::stream::{Scratch, Stream};
+use super::upload::{Upload, UploadError};
+use crate::data_plane::body::RequestProgress;
+use crate::data_plane::deadline::Deadline;
+use model::service::Timeouts;
+
+/// Reads begin small, and grow with answers that fill them and clients that keep up.
+pub const READ_BYTES_MIN: usize = 32 * 1024;
+
+/// Dropped, it is closed at once, whatever it is doing.
+pub struct Connection {
+    stream: Rc<Stream>,
+    /// What has been read and not been taken.
+    unread: Bytes,
+    read_bytes: usize,
+    deadline: Deadline,
+    cut: Rc<Cut>,
+    /// Waits for the cut.
+    guard: AbortHandle,
+    /// Sends the rest of a request whose answer has begun.
+    uploading: Option<Uploading>,
+    opened: Instant,
+    uses: u32,
+}
+
+struct Uploading {
+    task: AbortHandle,
+    done: Rc<Cell<bool>>,
+}
+
+/// Whether the release of a connection has been cut off, with whom to wake when it is.
+#[derive(Default)]
+pub struct Cut {
+    happened: Cell<bool>,
+    waiting: RefCell<Option<Waker>>,
+}
+
+impl Cut {
+    pub fn happen(&self) {
+        self.happened.set(true);
+        if let Some(waker) = self.waiting.take() {
+            waker.wake();
+        }
+    }
+
+    fn has_happened(&self, cx: &Context<'_>) -> bool {
+        let mut waiting = self.waiting.borrow_mut();
+        if !waiting.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+            *waiting = Some(cx.waker().clone());
+        }
+        self.happened.get()
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    #[error("the release was cut off")]
+    Cut,
+    #[error("the client's body broke off")]
+    Client,
+    #[error("no answer in time")]
+    Timeout,
+    /// `begun`: some of the answer had come.
+    #[error("the connection closed before the answer was complete")]
+    Closed { begun: bool, source: Option<io::Error> },
+    #[error("the answer is not one")]
+    Head(#[from] HeadError),
+}
+
+/// What a request and its answer are bound to.
+pub struct Terms<'t> {
+    pub method: &'t Method,
+    pub timeouts: &'t Timeouts,
+    pub body: &'t RequestProgress,
+    /// Gets the interim responses (1xx).
+    pub interim: &'t dyn Fn(&ResponseHead),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("the release was cut off")]
+    Cut,
+    #[error("no progress for {0:?}")]
+    Stalled(Duration),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Framing(#[from] FramingError),
+}
+
+/// How an answer's body is to be read.
+#[derive(Clone, Copy)]
+pub struct Reading {
+    /// How long the target may be silent; `None`: for as long as it likes.
+    pub idle: Option<Duration>,
+    /// The client has not yet taken what it was sent.
+    pub client_is_behind: bool,
+    pub bytes_max: usize,
+}
+
+impl Connection {
+    pub fn new(stream: Stream, cut: Rc<Cut>, guard: AbortHandle) -> Self {
+        Self {
+            stream: Rc::new(stream),
+            unread: Bytes::new(),
+            read_bytes: READ_BYTES_MIN,
+            deadline: Deadline::default(),
+            cut,
+            guard,
+            uploading: None,
+            opened: Instant::now(),
+            uses: 0,
+        }
+    }
+
+    pub fn stream(&self) -> &Rc<Stream> {
+        &self.stream
+    }
+
+    pub fn age(&self, now: Instant) -> Duration {
+        now - self.opened
+    }
+
+    pub fn uses(&self) -> u32 {
+        self.uses
+    }
+
+    /// Another request begins.
+    pub fn begin(&mut self) {
+        self.uses += 1;
+        self.read_bytes = READ_BYTES_MIN;
+    }
+
+    /// Nothing is left of the last request, and nothing has come since.
+    pub fn is_free(&self) -> bool {
+        self.is_settled() && self.stream.is_quiet()
+    }
+
+    /// The last request and its answer are complete.
+    pub fn is_settled(&self) -> bool {
+        self.unread.is_empty() && self.uploading.as_ref().is_none_or(|uploading| uploading.done.get())
+    }
+
+    /// `task` goes on with the request while the answer is read; it sets `done` when all is written.
+    pub fn upload_goes_on(&mut self, task: AbortHandle, done: Rc<Cell<bool>>) {
+        self.uploading = Some(Uploading { task, done });
+    }
+
+    /// Lets go of an upload that outlives its answer; it ends by itself.
+    pub fn leave_upload(&mut self) {
+        self.uploading = None;
+    }
+
+    /// Sends `upload` and waits for the head of its answer.
+    pub fn poll_ask(
+        &mut self,
+        cx: &mut Context<'_>,
+        upload: &mut Upload,
+        terms: &Terms<'_>,
+        began: Instant,
+        scratch: &RefCell<Scratch>,
+    ) -> Poll<Result<ResponseHead, AskError>> {
+        if self.cut.has_happened(cx) {
+            return Poll::Ready(Err(AskError::Cut));
+        }
+        let mut refused = None;
+        if !upload.is_done() {
+            match upload.poll(cx, &self.stream) {
+                Poll::Ready(Err(UploadError::Client)) => return Poll::Ready(Err(AskError::Client)),
+                // Whoever takes no more may have said why.
+                Poll::Ready(Err(UploadError::Target(error))) => refused = Some(error),
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+            }
+        }
+        loop {
+            if !self.unread.is_empty()
+                && let Some(head) = response_head::take(&mut self.unread, terms.method)?
+            {
+                if head.status.is_informational() && head.status != http::StatusCode::SWITCHING_PROTOCOLS {
+                    (terms.interim)(&head);
+                    continue;
+                }
+                self.deadline.clear();
+                return Poll::Ready(Ok(head));
+            }
+            let closed = |source| AskError::Closed { begun: !self.unread.is_empty(), source };
+            match self.stream.poll_read(cx, &mut scratch.borrow_mut(), READ_BYTES_MIN) {
+                Poll::Ready(Ok(bytes)) if bytes.is_empty() => return Poll::Ready(Err(closed(refused))),
+                Poll::Ready(Ok(bytes)) => self.unread = join(&self.unread, bytes),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(closed(Some(error)))),
+                Poll::Pending => break,
+            }
+        }
+        self.deadline.set(due(terms, began));
+        ready!(self.deadline.poll(cx));
+        Poll::Ready(Err(AskError::Timeout))
+    }
+
+    /// The next piece of the answer's body; never `Piece::Wanting`.
+    pub fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        framing: &mut Framing,
+        reading: Reading,
+        scratch: &RefCell<Scratch>,
+    ) -> Poll<Result<Piece, ReadError>> {
+        if self.cut.has_happened(cx) {
+            return Poll::Ready(Err(ReadError::Cut));
+        }
+        loop {
+            let piece = framing.next(&mut self.unread)?;
+            if piece != Piece::Wanting {
+                return Poll::Ready(Ok(piece));
+            }
+            let limit = self.read_bytes.min(reading.bytes_max);
+            let Poll::Ready(bytes) = self.stream.poll_read(cx, &mut scratch.borrow_mut(), limit) else {
+                let Some(idle) = reading.idle else { return Poll::Pending };
+                if !self.deadline.is_set() {
+                    self.deadline.set(Instant::now() + idle);
+                }
+                ready!(self.deadline.poll(cx));
+                return Poll::Ready(Err(ReadError::Stalled(idle)));
+            };
+            self.unread = bytes?;
+            self.deadline.clear();
+            if self.unread.is_empty() {
+                framing.close()?;
+            } else if reading.client_is_behind {
+                self.read_bytes = READ_BYTES_MIN;
+            } else if self.unread.len() == limit {
+                self.read_bytes = (limit * 2).min(reading.bytes_max);
+            }
+        }
+    }
+
+    /// The stream and what was read of it, for a tunnel. `None` while a request is still being sent.
+    pub fn into_stream(mut self) -> Option<(Stream, Bytes)> {
+        let unread = std::mem::take(&mut self.unread);
+        let stream = Rc::clone(&self.stream);
+        drop(self);
+        Rc::into_inner(stream).map(|stream| (stream, unread))
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.guard.abort();
+        if let Some(uploading) = &self.uploading {
+            uploading.task.abort();
+        }
+    }
+}
+
+fn join(front: &Bytes, back: Bytes) -> Bytes {
+    if front.is_empty() {
+        return back;
+    }
+    let mut joined = BytesMut::with_capacity(front.len() + back.len());
+    joined.extend_from_slice(front);
+    joined.extend_from_slice(&back);
+    joined.freeze()
+}
+
+/// The limit runs from the end of the request body: a long upload is not the target's slowness, and has a limit of
+/// its own on progress.
+fn due(terms: &Terms<'_>, began: Instant) -> Instant {
+    let Timeouts { response_head, body_idle, .. } = *terms.timeouts;
+    match terms.body.ended.get() {
+        Some(ended) => ended + response_head,
+        // While the client is waited for, the body's own timer runs; when that has not struck by now, it is the
+        // target that takes nothing.
+        None => terms.body.moved.get().unwrap_or(began) + body_idle.max(response_head) * 2,
+    }
+}
