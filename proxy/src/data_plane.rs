@@ -13,6 +13,7 @@ pub mod head_guard;
 pub mod headers;
 pub mod http2_stream;
 pub mod hygiene;
+pub mod interim;
 pub mod layers;
 pub mod listener;
 pub mod server;

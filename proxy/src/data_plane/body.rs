@@ -57,8 +57,6 @@ impl StallTimer {
 #[derive(Default)]
 pub struct RequestProgress {
     pub bytes: Cell<u64>,
-    /// Something was read from the client, so the request cannot be sent a second time.
-    pub touched: Cell<bool>,
     pub ended: Cell<Option<Instant>>,
     /// When the target last took a piece.
     pub moved: Cell<Option<Instant>>,
@@ -69,7 +67,7 @@ pub struct RequestProgress {
 /// The client's body on its way to the target.
 pub struct RequestBody {
     inner: Option<Incoming>,
-    progress: Rc<RequestProgress>,
+    facts: Rc<Facts>,
     /// An answer may end before the body that it answers; until both have, the connection is busy.
     _busy: Option<Busy>,
     bytes_max: u64,
@@ -78,16 +76,15 @@ pub struct RequestBody {
 }
 
 impl RequestBody {
-    pub fn new(inner: Incoming, facts: &Facts, bytes_max: u64, idle: Duration) -> Self {
+    pub fn new(inner: Incoming, facts: &Rc<Facts>, bytes_max: u64, idle: Duration) -> Self {
         let inner = (!inner.is_end_stream()).then_some(inner);
-        let progress = Rc::clone(&facts.request_body);
-        progress.ended.set(inner.is_none().then(Instant::now));
+        facts.request_body.ended.set(inner.is_none().then_some(facts.arrived));
         let busy = inner.is_some().then(|| Busy::new(&facts.connection.activity));
-        Self { inner, progress, _busy: busy, bytes_max, idle, timer: StallTimer::default() }
+        Self { inner, facts: Rc::clone(facts), _busy: busy, bytes_max, idle, timer: StallTimer::default() }
     }
 
     fn fail(&mut self, reason: Reason, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        self.progress.failed.set(Some(reason));
+        self.facts.request_body.failed.set(Some(reason));
         self.inner = None;
         Poll::Ready(Some(Err(error.into())))
     }
@@ -109,30 +106,30 @@ impl Body for RequestBody {
             return this.fail(Reason::BodyTimeout, BodyError::Stalled(idle));
         };
         this.timer.disarm();
-        this.progress.touched.set(true);
+        let progress = &this.facts.request_body;
         match frame {
             None => {
-                this.progress.ended.set(Some(Instant::now()));
+                progress.ended.set(Some(Instant::now()));
                 this.inner = None;
                 Poll::Ready(None)
             }
             Some(Err(error)) => this.fail(Reason::BadBody, BodyError::Client(error)),
             Some(Ok(mut frame)) => {
                 if let Some(data) = frame.data_ref() {
-                    this.progress.bytes.set(this.progress.bytes.get() + data.len() as u64);
-                    if this.progress.bytes.get() > this.bytes_max {
+                    progress.bytes.set(progress.bytes.get() + data.len() as u64);
+                    if progress.bytes.get() > this.bytes_max {
                         let error = BodyError::TooLarge(this.bytes_max);
                         return this.fail(Reason::BodyTooLarge, error);
                     }
                 } else if let Some(trailers) = frame.trailers_mut() {
-                    this.progress.had_trailers.set(true);
+                    progress.had_trailers.set(true);
                     strip_trailers(trailers);
                 }
                 let now = Instant::now();
-                this.progress.moved.set(Some(now));
+                progress.moved.set(Some(now));
                 // hyper does not ask again behind the last frame of a body of known length.
                 if this.inner.as_ref().is_none_or(Body::is_end_stream) {
-                    this.progress.ended.set(Some(now));
+                    progress.ended.set(Some(now));
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

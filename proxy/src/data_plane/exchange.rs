@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{self, HeaderValue};
-use http::{Method, Uri, Version};
+use http::request::Parts;
+use http::{Method, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use model::canary::Cohort;
@@ -18,6 +19,7 @@ use tokio::time::Instant;
 use super::activity::{Activity, Busy};
 use super::body::RequestProgress;
 use super::client_io::Interim;
+use super::layers::request_id::RequestId;
 use super::listener::Counted;
 use super::worker::Worker;
 use crate::release::Target;
@@ -46,9 +48,9 @@ pub struct Tls {
     pub server_name: Option<String>,
 }
 
-/// A request on its way in.
+/// A request on its way in; its head is among the facts.
 pub struct Exchange {
-    pub request: http::Request<Incoming>,
+    pub body: Incoming,
     pub facts: Rc<Facts>,
 }
 
@@ -60,7 +62,9 @@ pub struct Exchange {
 pub struct Facts {
     pub connection: Rc<Connection>,
     pub arrived: Instant,
-    pub request_body: Rc<RequestProgress>,
+    /// As the client sent it, but for what `hygiene` brings into its normal form.
+    pub head: RefCell<Parts>,
+    pub request_body: RequestProgress,
     pub response_body_bytes: Cell<u64>,
     /// `None` until the response head is handed to the client.
     pub status: Cell<Option<u16>>,
@@ -68,7 +72,7 @@ pub struct Facts {
     pub known: RefCell<Known>,
     waiting_for_app: Cell<bool>,
     has_body: bool,
-    line: RequestLine,
+    is_head: bool,
     _busy: Busy,
 }
 
@@ -79,21 +83,11 @@ pub enum CutShort {
     Target,
 }
 
-/// What forwarding changes or consumes, as the client sent it. Cloning shares the bytes.
-struct RequestLine {
-    method: Method,
-    uri: Uri,
-    version: Version,
-    host: Option<HeaderValue>,
-    user_agent: Option<HeaderValue>,
-    referer: Option<HeaderValue>,
-}
-
 #[derive(Default)]
 pub struct Known {
     pub client: Option<IpAddr>,
     pub https: bool,
-    pub request_id: Option<HeaderValue>,
+    pub request_id: Option<RequestId>,
     pub service: Option<Arc<str>>,
     pub release: Option<Arc<str>>,
     pub cohort: Option<Cohort>,
@@ -106,32 +100,25 @@ pub struct Known {
 }
 
 impl Facts {
-    pub fn new(connection: &Rc<Connection>, request: &http::Request<Incoming>) -> Rc<Self> {
-        let field = |name| request.headers().get(name).cloned();
+    pub fn new(connection: &Rc<Connection>, head: Parts, body: &Incoming) -> Rc<Self> {
         Rc::new(Self {
             connection: Rc::clone(connection),
             arrived: Instant::now(),
-            request_body: Rc::default(),
+            is_head: head.method == Method::HEAD,
+            head: RefCell::new(head),
+            request_body: RequestProgress::default(),
             response_body_bytes: Cell::new(0),
             status: Cell::new(None),
             cut_short: Cell::new(None),
             known: RefCell::default(),
             waiting_for_app: Cell::new(false),
-            has_body: !request.body().is_end_stream(),
+            has_body: !body.is_end_stream(),
             _busy: Busy::new(&connection.activity),
-            line: RequestLine {
-                method: request.method().clone(),
-                uri: request.uri().clone(),
-                version: request.version(),
-                host: field(header::HOST),
-                user_agent: field(header::USER_AGENT),
-                referer: field(header::REFERER),
-            },
         })
     }
 
     pub fn is_head(&self) -> bool {
-        self.line.method == Method::HEAD
+        self.is_head
     }
 
     pub fn note(&self, change: impl FnOnce(&mut Known)) {
@@ -168,21 +155,25 @@ impl Facts {
     }
 
     fn write(&self, line: &mut Line<'_>, status: u16, reason: Option<Reason>, total: Duration) {
-        let (known, request) = (self.known.borrow(), &self.line);
+        let (known, head) = (self.known.borrow(), self.head.borrow());
         if let Some(id) = &known.request_id {
             line.text("request_id", id.as_bytes());
         }
-        line.address("client", known.client.unwrap_or(self.connection.peer));
-        line.text("method", request.method.as_str().as_bytes());
-        let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes());
-        if let Some(host) = authority.or(request.host.as_ref().map(HeaderValue::as_bytes)) {
+        match known.client.filter(|client| *client != self.connection.peer) {
+            Some(client) => line.address("client", client),
+            None => line.text("client", self.connection.peer_text.as_bytes()),
+        }
+        line.text("method", head.method.as_str().as_bytes());
+        let authority = head.uri.authority().map(|authority| authority.as_str().as_bytes());
+        let field = |name| head.headers.get(name).map(HeaderValue::as_bytes);
+        if let Some(host) = authority.or_else(|| field(header::HOST)) {
             line.text("host", host);
         }
-        line.text("path", request.uri.path().as_bytes());
-        if let Some(query) = request.uri.query() {
+        line.text("path", head.uri.path().as_bytes());
+        if let Some(query) = head.uri.query() {
             line.text("query", query.as_bytes());
         }
-        line.text("proto", if request.version == Version::HTTP_2 { b"HTTP/2" } else { b"HTTP/1.1" });
+        line.text("proto", if head.version == Version::HTTP_2 { b"HTTP/2" } else { b"HTTP/1.1" });
         line.text("scheme", if known.https { b"https" } else { b"http" });
         line.number("status", u64::from(status));
         if let Some(reason) = reason {
@@ -207,9 +198,10 @@ impl Facts {
         }
         line.number("request_bytes", self.request_body.bytes.get());
         line.number("response_bytes", self.response_body_bytes.get());
-        for (name, value) in [("user_agent", &request.user_agent), ("referer", &request.referer)] {
+        for (name, value) in [("user_agent", field(header::USER_AGENT)), ("referer", field(header::REFERER))]
+        {
             if let Some(value) = value {
-                line.text(name, value.as_bytes());
+                line.text(name, value);
             }
         }
         match self.cut_short.get() {

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{Method, Response, StatusCode};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -20,9 +20,9 @@ use super::body::{AnswerBody, EventStream, RequestBody, TargetBody};
 use super::exchange::{Exchange, Facts};
 use super::forwarded::Forwarded;
 use super::headers;
-use super::hygiene::{self, Host};
+use super::hygiene;
+use super::layers::request_id::RequestId;
 use super::upgrade::{Farewell, tunnel};
-use super::upstream::connection::Terms;
 use super::upstream::pool::Lease;
 use super::upstream::request_head::{BodyFraming, RequestHead};
 use super::upstream::response_head::ResponseHead;
@@ -37,37 +37,23 @@ const CUTOVERS_MAX: usize = 100;
 
 /// Answers one request. Never fails: what goes wrong becomes an answer with a reason.
 pub async fn serve(exchange: Exchange) -> Response<AnswerBody> {
-    let Exchange { request, facts } = exchange;
-    let accept = request.headers().get(header::ACCEPT).cloned();
-    match answer_or_reason(request, &facts).await {
-        Ok(response) => response,
-        Err(reason) => {
+    let Exchange { body, facts } = exchange;
+    let answered = match decide(&facts) {
+        Ok(Decision::Redirect(location, reason)) => {
             facts.note(|known| known.reason = Some(reason));
-            answer::refuse(reason, accept.as_ref(), facts.connection.worker.config.reason_header)
+            let keep_method = !matches!(facts.head.borrow().method, Method::GET | Method::HEAD);
+            let tell = facts.connection.worker.config.reason_header;
+            return answer::redirect(&location, keep_method, reason, tell);
         }
-    }
-}
-
-async fn answer_or_reason(
-    mut request: Request<Incoming>,
-    facts: &Rc<Facts>,
-) -> Result<Response<AnswerBody>, Reason> {
-    let connection = &facts.connection;
-    let worker = &connection.worker;
-    let https = connection.tls.is_some();
-    facts.note(|known| known.https = https);
-    let host = hygiene::check(&mut request)?;
-    let trusted = &worker.config.trusted_proxies;
-    let forwarded = Forwarded::read(request.headers(), connection.peer, https, trusted);
-    facts.note(|known| (known.client, known.https) = (Some(forwarded.client), forwarded.https));
-    match decide(&request, &host, &forwarded, facts)? {
-        Decision::Redirect(location, reason) => {
-            facts.note(|known| known.reason = Some(reason));
-            let keep_method = !matches!(*request.method(), Method::GET | Method::HEAD);
-            Ok(answer::redirect(&location, keep_method, reason, worker.config.reason_header))
-        }
-        Decision::Forward(plan) => forward(request, plan, &forwarded, facts).await,
-    }
+        Ok(Decision::Forward(plan)) => forward(body, plan, &facts).await,
+        Err(reason) => Err(reason),
+    };
+    answered.unwrap_or_else(|reason| {
+        facts.note(|known| known.reason = Some(reason));
+        let head = facts.head.borrow();
+        let accept = head.headers.get(header::ACCEPT);
+        answer::refuse(reason, accept, facts.connection.worker.config.reason_header)
+    })
 }
 
 /// Everything that is decided before the first await, on one snapshot.
@@ -84,29 +70,33 @@ struct Plan {
     /// Of the path, to be removed.
     strip: usize,
     visitor_cookie: Option<String>,
+    forwarded: Forwarded,
 }
 
-fn decide<B>(
-    request: &Request<B>,
-    host: &Host,
-    forwarded: &Forwarded,
-    facts: &Facts,
-) -> Result<Decision, Reason> {
-    let worker = &facts.connection.worker;
+fn decide(facts: &Facts) -> Result<Decision, Reason> {
+    let connection = &facts.connection;
+    let worker = &connection.worker;
+    let https = connection.tls.is_some();
+    facts.note(|known| known.https = https);
+    hygiene::check(&mut facts.head.borrow_mut())?;
+    let head = facts.head.borrow();
+    let host = hygiene::host(&head)?;
+    let forwarded = Forwarded::read(&head.headers, connection.peer, https, &worker.config.trusted_proxies);
+    facts.note(|known| (known.client, known.https) = (Some(forwarded.client), forwarded.https));
     for _ in 0..CUTOVERS_MAX {
         let snapshot = worker.published.load();
-        check_certificate(&snapshot, host, facts)?;
-        let (prefix, service) = match snapshot.routes.lookup(host.as_str(), request.uri().path()) {
+        check_certificate(&snapshot, &host, facts)?;
+        let (prefix, service) = match snapshot.routes.lookup(&host, head.uri.path()) {
             Lookup::Found { prefix, route } => (prefix, route),
             Lookup::UnknownHost => return Err(Reason::UnknownHost),
             Lookup::UnknownPath => return Err(Reason::UnknownPath),
         };
         facts.note(|known| known.service = Some(Arc::clone(&service.name)));
-        if let Some((location, reason)) = redirect(request, service, host, forwarded.https, worker.https_port)
+        if let Some((location, reason)) = redirect(&head, service, &host, forwarded.https, worker.https_port)
         {
             return Ok(Decision::Redirect(location, reason));
         }
-        let (slot, visitor_cookie, overridden) = choose_slot(request.headers(), service, forwarded);
+        let (slot, visitor_cookie, overridden) = choose_slot(&head.headers, service, &forwarded);
         let target = worker.next_target(slot);
         let Some(in_flight) = slot.release.enter(target, worker.index) else { continue };
         facts.note(|known| {
@@ -118,16 +108,16 @@ fn decide<B>(
         let strip =
             if service.policy.strip_path_prefix && !prefix.is_root() { prefix.as_str().len() } else { 0 };
         let (service, cohort) = (Arc::clone(service), slot.cohort);
-        return Ok(Decision::Forward(Plan { service, cohort, in_flight, strip, visitor_cookie }));
+        return Ok(Decision::Forward(Plan { service, cohort, in_flight, strip, visitor_cookie, forwarded }));
     }
     Err(Reason::Internal)
 }
 
 /// A TLS connection serves the hosts of the certificate that it showed (RFC 9110 §7.4).
-fn check_certificate(snapshot: &Snapshot, host: &Host, facts: &Facts) -> Result<(), Reason> {
+fn check_certificate(snapshot: &Snapshot, host: &str, facts: &Facts) -> Result<(), Reason> {
     let Some(tls) = &facts.connection.tls else { return Ok(()) };
-    let certificate = snapshot.certificates.best(host.as_str()).and_then(Option::as_ref);
-    let same_name = tls.server_name.as_deref() == Some(host.as_str());
+    let certificate = snapshot.certificates.best(host).and_then(Option::as_ref);
+    let same_name = tls.server_name.as_deref() == Some(host);
     match certificate {
         Some(certificate) if same_name || Arc::ptr_eq(certificate, &tls.certificate) => Ok(()),
         _ => Err(Reason::Misdirected),
@@ -135,30 +125,30 @@ fn check_certificate(snapshot: &Snapshot, host: &Host, facts: &Facts) -> Result<
 }
 
 /// One hop to the right scheme and host, if either is wrong.
-fn redirect<B>(
-    request: &Request<B>,
+fn redirect(
+    head: &Parts,
     service: &Service,
-    host: &Host,
+    host: &str,
     https: bool,
     https_port: Option<u16>,
 ) -> Option<(String, Reason)> {
     let canonical = service.policy.canonical_host.as_ref().map(|name| name.as_str());
-    let wrong_host = canonical.is_some_and(|name| name != host.as_str());
+    let wrong_host = canonical.is_some_and(|name| name != host);
     let wrong_scheme = service.redirect_to_https && !https;
     let reason = match (wrong_scheme, wrong_host) {
         (false, false) => return None,
         (true, _) => Reason::RedirectToHttps,
         (false, true) => Reason::RedirectToCanonicalHost,
     };
-    let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
-    let name = canonical.unwrap_or(host.as_str());
+    let target = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let name = canonical.unwrap_or(host);
     let location = if https || wrong_scheme {
         match https_port {
             Some(port) if port != 443 => format!("https://{name}:{port}{target}"),
             _ => format!("https://{name}{target}"),
         }
     } else {
-        let sent = request.headers().get(header::HOST).and_then(|value| value.to_str().ok());
+        let sent = head.headers.get(header::HOST).and_then(|value| value.to_str().ok());
         let port =
             sent.and_then(|sent| sent.rsplit_once(':')).map(|(_, port)| port).filter(|p| !p.ends_with(']'));
         match port {
@@ -192,31 +182,18 @@ fn unix_time() -> std::time::Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-async fn forward(
-    mut request: Request<Incoming>,
-    plan: Plan,
-    forwarded: &Forwarded,
-    facts: &Rc<Facts>,
-) -> Result<Response<AnswerBody>, Reason> {
+async fn forward(body: Incoming, plan: Plan, facts: &Rc<Facts>) -> Result<Response<AnswerBody>, Reason> {
     let worker = &facts.connection.worker;
     let policy = &plan.service.policy;
-    if request.body().size_hint().exact().is_some_and(|bytes| bytes > policy.request_body_bytes_max) {
+    if body.size_hint().exact().is_some_and(|bytes| bytes > policy.request_body_bytes_max) {
         return Err(Reason::BodyTooLarge);
     }
-    let client_upgrade = headers::is_websocket(&request).then(|| hyper::upgrade::on(&mut request));
-    let (parts, body) = request.into_parts();
-    let upload = upload(&parts, body, &plan, forwarded, facts, client_upgrade.is_some());
+    let client_upgrade = client_upgrade(&mut facts.head.borrow_mut(), &body);
+    let upload = upload(body, &plan, facts, client_upgrade.is_some());
 
     facts.set_waiting_for_app(true);
     let route = Route { service: &plan.service, cohort: plan.cohort };
-    let interim = |head: &ResponseHead| pass_interim_response(head, parts.version, facts);
-    let terms = Terms {
-        method: &parts.method,
-        timeouts: &policy.timeouts,
-        body: &facts.request_body,
-        interim: &interim,
-    };
-    let sent = send::send(worker, upload, &route, &terms, plan.in_flight, facts).await;
+    let sent = send::send(worker, upload, &route, plan.in_flight, facts).await;
     facts.set_waiting_for_app(false);
     let Sent { head, lease, in_flight } = sent?;
     facts.note(|known| known.first_byte = Some(facts.arrived.elapsed()));
@@ -231,11 +208,11 @@ async fn forward(
     let held = (lease, in_flight);
     let body = TargetBody::new(framing, keep_alive, policy.timeouts.body_idle, held, event_stream, facts);
     if let Some(id) = &plan.visitor_cookie {
-        set_visitor_cookie(&mut fields, id, forwarded.https);
+        set_visitor_cookie(&mut fields, id, plan.forwarded.https);
     }
     // A trailer section may have swallowed what came behind it (hyper takes a bare line feed there), so
     // nothing more is read from this client.
-    if facts.request_body.had_trailers.get() && parts.version == Version::HTTP_11 {
+    if facts.request_body.had_trailers.get() && !facts.connection.activity.is_http2() {
         fields.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let mut response = Response::new(AnswerBody::Target(body));
@@ -244,55 +221,36 @@ async fn forward(
     Ok(response)
 }
 
+/// The client's side of a WebSocket, if that is what it asks for.
+fn client_upgrade(head: &mut Parts, body: &Incoming) -> Option<OnUpgrade> {
+    // hyper puts it there for whatever asks for an upgrade; for others it has no effect.
+    let upgrade = head.extensions.remove::<OnUpgrade>()?;
+    headers::is_websocket(head, !body.is_end_stream()).then_some(upgrade)
+}
+
 /// The request as the target gets it, with the client's body behind its head.
-fn upload(
-    parts: &Parts,
-    body: Incoming,
-    plan: &Plan,
-    forwarded: &Forwarded,
-    facts: &Facts,
-    websocket: bool,
-) -> Upload {
+fn upload(body: Incoming, plan: &Plan, facts: &Rc<Facts>, websocket: bool) -> Upload {
     let open_ended = !body.is_end_stream() && body.size_hint().exact().is_none();
     let framing = if open_ended && !websocket { BodyFraming::Chunked } else { BodyFraming::AsSent };
-    let mut head = facts.connection.worker.pool.buffer();
-    let known = facts.known.borrow();
+    let mut out = facts.connection.worker.pool.buffer();
+    let (known, head) = (facts.known.borrow(), facts.head.borrow());
     RequestHead {
-        method: &parts.method,
-        uri: &parts.uri,
-        fields: &parts.headers,
-        forwarded,
+        method: &head.method,
+        uri: &head.uri,
+        fields: &head.headers,
+        forwarded: &plan.forwarded,
         peer: &facts.connection.peer_text,
         port: facts.connection.port,
         strip: plan.strip,
-        request_id: known.request_id.as_ref().map_or(&b""[..], HeaderValue::as_bytes),
+        request_id: known.request_id.as_ref().map_or(&b""[..], RequestId::as_bytes),
         now_ms: unix_time().as_millis() as u64,
         body: framing,
         websocket,
     }
-    .write(&mut head);
+    .write(&mut out);
     let policy = &plan.service.policy;
     let body = RequestBody::new(body, facts, policy.request_body_bytes_max, policy.timeouts.body_idle);
-    Upload::new(head, body, framing)
-}
-
-/// 103 and 102 reach HTTP/1.1 clients; hyper has no way to send them to others.
-fn pass_interim_response(head: &ResponseHead, client: Version, facts: &Facts) {
-    if client == Version::HTTP_11 && matches!(head.status.as_u16(), 102 | 103) {
-        facts.connection.interim.push(&interim_head(head.status, &head.fields));
-    }
-}
-
-fn interim_head(status: StatusCode, fields: &HeaderMap) -> Vec<u8> {
-    let mut head =
-        format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or("")).into_bytes();
-    for (name, value) in fields {
-        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-            head.extend_from_slice(part);
-        }
-    }
-    head.extend_from_slice(b"\r\n");
-    head
+    Upload::new(out, body, framing)
 }
 
 fn is_event_stream(fields: &HeaderMap) -> bool {

@@ -1,6 +1,8 @@
 //! Which fields pass: those of one hop go no further, those that tell Rails who asks are ours.
 
 use http::header::{self, HeaderMap, HeaderName};
+use http::request::Parts;
+use http::{Method, Version};
 
 /// Fields whose inbound value an app might believe: Rack and Rails read the first group for the client's
 /// address, scheme and host; `Rack::Sendfile` obeys the second; CGI turns `Proxy` into an environment
@@ -79,17 +81,17 @@ pub fn lists(headers: &HeaderMap, field: HeaderName, token: &str) -> bool {
 
 /// A WebSocket handshake that may become a tunnel, over HTTP/1.1 (RFC 6455 §4.1) or on a stream of HTTP/2
 /// (RFC 8441): anything else that asks for an upgrade is an ordinary request.
-pub fn is_websocket(request: &http::Request<impl http_body::Body>) -> bool {
-    let headers = request.headers();
+pub fn is_websocket(head: &Parts, has_body: bool) -> bool {
+    let headers = &head.headers;
     let over_http1 = || {
-        request.method() == http::Method::GET
-            && request.version() == http::Version::HTTP_11
-            && lists(headers, header::CONNECTION, "upgrade")
+        head.method == Method::GET
+            && head.version == Version::HTTP_11
             && headers.get_all(header::UPGRADE).iter().count() == 1
             && lists(headers, header::UPGRADE, "websocket")
-            && http_body::Body::is_end_stream(request.body())
+            && lists(headers, header::CONNECTION, "upgrade")
+            && !has_body
     };
-    over_http1() || super::hygiene::is_http2_websocket(request)
+    over_http1() || super::hygiene::is_http2_websocket(head)
 }
 
 /// A trailer may not say what only a head may (RFC 9110 §6.5.1).

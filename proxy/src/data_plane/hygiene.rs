@@ -4,56 +4,52 @@
 use std::borrow::Cow;
 
 use http::header::{self, HeaderMap, HeaderValue};
-use http::{Method, Request, Version};
+use http::request::Parts;
+use http::{Method, Version};
 use model::name::is_host_name;
 use model::reason::Reason;
 
 use crate::config::Limits;
 
-/// The host of a request: lower case, without port or trailing dot, as routes spell it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Host(String);
-
-impl Host {
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// Checks a request's head and returns its host. Afterwards the target is in origin-form, one valid `Host`
-/// field is there, and the framing is beyond doubt.
-pub fn check<B>(request: &mut Request<B>) -> Result<Host, Reason> {
-    if matches!(*request.method(), Method::CONNECT | Method::TRACE) && !is_http2_websocket(request) {
+/// Checks a request's head. Afterwards the target is in origin-form, one `Host` field is there, and the framing is
+/// beyond doubt.
+pub fn check(head: &mut Parts) -> Result<(), Reason> {
+    if matches!(head.method, Method::CONNECT | Method::TRACE) && !is_http2_websocket(head) {
         return Err(Reason::MethodNotAllowed);
     }
-    if request.headers().len() > Limits::REQUEST_FIELDS {
+    if head.headers.len() > Limits::REQUEST_FIELDS {
         return Err(Reason::TooManyFields);
     }
-    if request.version() == Version::HTTP_2 {
-        check_http2(request)?
+    if head.version == Version::HTTP_2 {
+        check_http2(head)?
     } else {
-        check_http1_framing(request)?
+        check_http1_framing(&head.headers)?
     }
-    let host = check_host(request)?;
-    check_target(request)?;
-    check_expect(request.headers())?;
-    Ok(host)
+    check_authority(head)?;
+    check_target(head)?;
+    check_expect(&head.headers)
+}
+
+/// The host of a checked request: lower case, without port or trailing dot, as routes spell it.
+pub fn host(head: &Parts) -> Result<Cow<'_, str>, Reason> {
+    let field = head.headers.get(header::HOST).and_then(|value| value.to_str().ok());
+    field.and_then(parse_host).ok_or(Reason::BadHost)
 }
 
 /// The extended CONNECT that opens a WebSocket on a stream (RFC 8441 §4); no other CONNECT is served.
-pub fn is_http2_websocket<B>(request: &Request<B>) -> bool {
-    let protocol = request.extensions().get::<hyper::ext::Protocol>();
-    request.method() == Method::CONNECT
-        && request.version() == Version::HTTP_2
-        && protocol.is_some_and(|protocol| protocol.as_str() == "websocket")
+pub fn is_http2_websocket(head: &Parts) -> bool {
+    let protocol = || head.extensions.get::<hyper::ext::Protocol>();
+    head.method == Method::CONNECT
+        && head.version == Version::HTTP_2
+        && protocol().is_some_and(|protocol| protocol.as_str() == "websocket")
 }
 
 /// hyper takes `Transfer-Encoding: gzip, chunked`, repeated fields and odd lists; who forwards them without
 /// the encodings forwards another message than was sent.
-fn check_http1_framing<B>(request: &Request<B>) -> Result<(), Reason> {
-    let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
+fn check_http1_framing(fields: &HeaderMap) -> Result<(), Reason> {
+    let mut codings = fields.get_all(header::TRANSFER_ENCODING).iter();
     let Some(coding) = codings.next() else { return Ok(()) };
-    if codings.next().is_some() || request.headers().contains_key(header::CONTENT_LENGTH) {
+    if codings.next().is_some() || fields.contains_key(header::CONTENT_LENGTH) {
         return Err(Reason::AmbiguousFraming);
     }
     if !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
@@ -62,11 +58,11 @@ fn check_http1_framing<B>(request: &Request<B>) -> Result<(), Reason> {
     Ok(())
 }
 
-fn check_http2<B>(request: &mut Request<B>) -> Result<(), Reason> {
-    if !matches!(request.uri().scheme_str(), None | Some("http" | "https")) {
+fn check_http2(head: &mut Parts) -> Result<(), Reason> {
+    if !matches!(head.uri.scheme_str(), None | Some("http" | "https")) {
         return Err(Reason::BadTarget);
     }
-    join_cookies(request.headers_mut());
+    join_cookies(&mut head.headers);
     Ok(())
 }
 
@@ -84,34 +80,30 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// The host from the target's authority, else from the one `Host` field; the two may not disagree.
-fn check_host<B>(request: &mut Request<B>) -> Result<Host, Reason> {
-    let mut fields = request.headers().get_all(header::HOST).iter();
+/// The target's authority and the one `Host` field may not disagree; afterwards the field is there for both.
+fn check_authority(head: &mut Parts) -> Result<(), Reason> {
+    let mut fields = head.headers.get_all(header::HOST).iter();
     let (field, more) = (fields.next(), fields.next());
     if more.is_some() {
         return Err(Reason::BadHost);
     }
-    let field = field.map(|value| value.to_str().map_err(|_| Reason::BadHost)).transpose()?;
-    let host = match (request.uri().authority(), field) {
-        (Some(authority), field) => {
-            let host = parse_host(authority.as_str()).ok_or(Reason::BadHost)?;
-            // HTTP/1.1 requires the field beside an absolute-form too (RFC 9112 §3.2).
-            let agrees = match field {
-                Some(field) => parse_host(field).ok_or(Reason::BadHost)? == host,
-                None => request.version() == Version::HTTP_2,
-            };
-            if !agrees {
-                return Err(Reason::BadHost);
-            }
-            let value = HeaderValue::from_str(authority.as_str()).map_err(|_| Reason::BadHost)?;
-            let host = host.into_owned();
-            request.headers_mut().insert(header::HOST, value);
-            Cow::Owned(host)
-        }
-        (None, Some(field)) => parse_host(field).ok_or(Reason::BadHost)?,
-        (None, None) => return Err(Reason::BadHost),
+    let Some(authority) = head.uri.authority() else {
+        return if field.is_some() { Ok(()) } else { Err(Reason::BadHost) };
     };
-    Ok(Host(host.into_owned()))
+    let agrees = match field {
+        Some(field) => {
+            let host = parse_host(authority.as_str()).ok_or(Reason::BadHost)?;
+            field.to_str().ok().and_then(parse_host).is_some_and(|field| field == host)
+        }
+        // HTTP/1.1 requires the field beside an absolute-form too (RFC 9112 §3.2).
+        None => head.version == Version::HTTP_2,
+    };
+    if !agrees {
+        return Err(Reason::BadHost);
+    }
+    let value = HeaderValue::from_str(authority.as_str()).map_err(|_| Reason::BadHost)?;
+    head.headers.insert(header::HOST, value);
+    Ok(())
 }
 
 /// `host[:port]` → the host in lower case without its trailing dot; `None` if it is none.
@@ -133,8 +125,8 @@ pub fn parse_host(text: &str) -> Option<Cow<'_, str>> {
 }
 
 /// Origin-form only (RFC 9112 §3.2.1); an absolute-form is turned into it, its authority has been checked.
-fn check_target<B>(request: &mut Request<B>) -> Result<(), Reason> {
-    let uri = request.uri();
+fn check_target(head: &mut Parts) -> Result<(), Reason> {
+    let uri = &head.uri;
     if uri.scheme().is_some_and(|scheme| !matches!(scheme.as_str(), "http" | "https"))
         || (uri.scheme().is_none() && uri.authority().is_some())
     {
@@ -147,7 +139,7 @@ fn check_target<B>(request: &mut Request<B>) -> Result<(), Reason> {
     }
     if uri.authority().is_some() {
         let target = target.clone();
-        *request.uri_mut() = target.into();
+        head.uri = target.into();
     }
     Ok(())
 }
@@ -162,17 +154,22 @@ fn check_expect(headers: &HeaderMap) -> Result<(), Reason> {
 mod tests {
     use super::*;
 
-    fn request(version: Version, method: &str, uri: &str, fields: &[(&str, &str)]) -> Request<()> {
-        let mut builder = Request::builder().version(version).method(method).uri(uri);
+    fn request(version: Version, method: &str, uri: &str, fields: &[(&str, &str)]) -> Parts {
+        let mut builder = http::Request::builder().version(version).method(method).uri(uri);
         for (name, value) in fields {
             builder = builder.header(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
-        builder.body(()).unwrap()
+        builder.body(()).unwrap().into_parts().0
+    }
+
+    fn checked(head: &mut Parts) -> Result<String, Reason> {
+        check(head)?;
+        host(head).map(Cow::into_owned)
     }
 
     #[test]
     fn http1() {
-        let ok = |host: &str| Ok(Host(host.to_owned()));
+        let ok = |host: &str| Ok(host.to_owned());
         for (method, uri, fields, want) in [
             ("GET", "/", &[("host", "shop.test")][..], ok("shop.test")),
             ("GET", "/", &[("host", "SHOP.test.:8080")], ok("shop.test")),
@@ -221,9 +218,9 @@ mod tests {
             ("POST", "/", &[("host", "a"), ("expect", "100-continue, x")], Err(Reason::ExpectationFailed)),
         ] {
             let mut request = request(Version::HTTP_11, method, uri, fields);
-            assert_eq!(check(&mut request), want, "{method} {uri} {fields:?}");
+            assert_eq!(checked(&mut request), want, "{method} {uri} {fields:?}");
             if want.is_ok() {
-                assert!(request.uri().authority().is_none() && request.headers().contains_key(header::HOST));
+                assert!(request.uri.authority().is_none() && request.headers.contains_key(header::HOST));
             }
         }
     }
@@ -241,7 +238,7 @@ mod tests {
             ("ftp://shop.test/x", &[], Err(Reason::BadTarget)),
         ] {
             let mut request = request(Version::HTTP_2, "GET", uri, fields);
-            let got = check(&mut request).map(|host| host.0);
+            let got = checked(&mut request);
             assert_eq!(got, want.map(str::to_owned), "{uri} {fields:?}");
         }
     }
@@ -257,7 +254,7 @@ mod tests {
             let mut request =
                 request(version, "CONNECT", "https://shop.test/cable", &[("host", "shop.test")]);
             if let Some(protocol) = protocol {
-                request.extensions_mut().insert(hyper::ext::Protocol::from_static(protocol));
+                request.extensions.insert(hyper::ext::Protocol::from_static(protocol));
             }
             assert_eq!(check(&mut request).is_ok(), ok, "{version:?} {protocol:?}");
         }
@@ -268,7 +265,7 @@ mod tests {
         let fields = [("host", "a"), ("cookie", "a=1"), ("cookie", "b=2")];
         let mut request = request(Version::HTTP_2, "GET", "/", &fields);
         check(&mut request).unwrap();
-        assert_eq!(request.headers().get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2"]);
+        assert_eq!(request.headers.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2"]);
     }
 
     proptest::proptest! {

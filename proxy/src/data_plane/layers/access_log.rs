@@ -48,8 +48,9 @@ where
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let facts = Facts::new(&self.connection, &request);
-        let inner = self.inner.call(Exchange { request, facts: Rc::clone(&facts) });
+        let (head, body) = request.into_parts();
+        let facts = Facts::new(&self.connection, head, &body);
+        let inner = self.inner.call(Exchange { body, facts: Rc::clone(&facts) });
         Responding { inner, facts: Some(facts) }
     }
 }

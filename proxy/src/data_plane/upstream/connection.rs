@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::Method;
+use model::service::Timeouts;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -20,7 +20,8 @@ use super::stream::{Scratch, Stream};
 use super::upload::{Upload, UploadError};
 use crate::data_plane::body::RequestProgress;
 use crate::data_plane::deadline::Deadline;
-use model::service::Timeouts;
+use crate::data_plane::exchange::Facts;
+use crate::data_plane::interim;
 
 /// Reads begin small, and grow with answers that fill them and clients that keep up.
 pub const READ_BYTES_MIN: usize = 32 * 1024;
@@ -83,15 +84,6 @@ pub enum AskError {
     Closed { begun: bool, source: Option<io::Error> },
     #[error("the answer is not one")]
     Head(#[from] HeadError),
-}
-
-/// What a request and its answer are bound to.
-pub struct Terms<'t> {
-    pub method: &'t Method,
-    pub timeouts: &'t Timeouts,
-    pub body: &'t RequestProgress,
-    /// Gets the interim responses (1xx).
-    pub interim: &'t dyn Fn(&ResponseHead),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -174,8 +166,8 @@ impl Connection {
         &mut self,
         cx: &mut Context<'_>,
         upload: &mut Upload,
-        terms: &Terms<'_>,
-        began: Instant,
+        (timeouts, began): (&Timeouts, Instant),
+        facts: &Facts,
         scratch: &RefCell<Scratch>,
     ) -> Poll<Result<ResponseHead, AskError>> {
         if self.cut.has_happened(cx) {
@@ -192,10 +184,10 @@ impl Connection {
         }
         loop {
             if !self.unread.is_empty()
-                && let Some(head) = response_head::take(&mut self.unread, terms.method)?
+                && let Some(head) = response_head::take(&mut self.unread, facts.is_head())?
             {
                 if head.status.is_informational() && head.status != http::StatusCode::SWITCHING_PROTOCOLS {
-                    (terms.interim)(&head);
+                    interim::pass(&head, facts);
                     continue;
                 }
                 self.deadline.clear();
@@ -209,7 +201,7 @@ impl Connection {
                 Poll::Pending => break,
             }
         }
-        self.deadline.set(due(terms, began));
+        self.deadline.set(due(timeouts, began, &facts.request_body));
         ready!(self.deadline.poll(cx));
         Poll::Ready(Err(AskError::Timeout))
     }
@@ -281,12 +273,12 @@ fn join(front: &Bytes, back: Bytes) -> Bytes {
 
 /// The limit runs from the end of the request body: a long upload is not the target's slowness, and has a limit of
 /// its own on progress.
-fn due(terms: &Terms<'_>, began: Instant) -> Instant {
-    let Timeouts { response_head, body_idle, .. } = *terms.timeouts;
-    match terms.body.ended.get() {
-        Some(ended) => ended + response_head,
+fn due(timeouts: &Timeouts, began: Instant, body: &RequestProgress) -> Instant {
+    let Timeouts { response_head, body_idle, .. } = *timeouts;
+    match body.ended.get() {
+        Some(ended) => ended.max(began) + response_head,
         // While the client is waited for, the body's own timer runs; when that has not struck by now, it is the
         // target that takes nothing.
-        None => terms.body.moved.get().unwrap_or(began) + body_idle.max(response_head) * 2,
+        None => body.moved.get().unwrap_or(began) + body_idle.max(response_head) * 2,
     }
 }

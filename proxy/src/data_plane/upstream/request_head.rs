@@ -160,8 +160,7 @@ fn is_nominated(fields: &HeaderMap, name: &str) -> bool {
 
 /// HTTP/2 has no key. Hexadecimal digits are base64 digits: 21 of them and an `A` are 16 bytes.
 fn websocket_key() -> String {
-    let random = uuid::Uuid::now_v7().simple().to_string();
-    format!("{}A==", &random[random.len() - 21..])
+    format!("{:021x}A==", fastrand::u128(..) >> 44)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use model::service::Timeouts;
 use tokio::time::Instant;
 
 use super::connect::{ConnectError, connect};
-use super::connection::{AskError, Terms};
+use super::connection::AskError;
 use super::pool::Lease;
 use super::response_head::ResponseHead;
 use super::upload::Upload;
@@ -40,7 +40,6 @@ pub async fn send(
     worker: &Worker,
     mut upload: Upload,
     route: &Route<'_>,
-    terms: &Terms<'_>,
     mut in_flight: InFlight,
     facts: &Facts,
 ) -> Result<Sent, Reason> {
@@ -52,7 +51,7 @@ pub async fn send(
         let pooled = if fresh_only { None } else { worker.pool.take(target.id) };
         let mut lease = match pooled {
             Some(lease) => lease,
-            None => match open(worker, &in_flight, terms.timeouts, facts).await {
+            None => match open(worker, &in_flight, &route.service.policy.timeouts, facts).await {
                 Ok(lease) => lease,
                 Err(error) => {
                     refused.push(target.id);
@@ -66,13 +65,13 @@ pub async fn send(
                 }
             },
         };
-        match lease.ask(&mut upload, terms).await {
+        match lease.ask(&mut upload, &route.service.policy.timeouts, facts).await {
             Ok(head) => {
                 lease.let_upload_go_on(upload, in_flight.release().ending());
                 return Ok(Sent { head, lease, in_flight });
             }
             Err(error) => {
-                let again = lease.reused && may_repeat(&error, &upload, terms.method) && upload.rewind();
+                let again = lease.reused && may_repeat(&error, &upload, facts) && upload.rewind();
                 if !(again && worker.retries.spend()) {
                     return Err(reason_of_ask(&error, &in_flight, facts));
                 }
@@ -84,9 +83,10 @@ pub async fn send(
 }
 
 /// Whether the target cannot have begun to work on the request, or may work on it twice.
-fn may_repeat(error: &AskError, upload: &Upload, method: &Method) -> bool {
+fn may_repeat(error: &AskError, upload: &Upload, facts: &Facts) -> bool {
     let closed = matches!(error, AskError::Closed { begun: false, .. });
-    closed && (!upload.has_begun() || matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS))
+    let is_safe = || matches!(facts.head.borrow().method, Method::GET | Method::HEAD | Method::OPTIONS);
+    closed && (!upload.has_begun() || is_safe())
 }
 
 async fn open(
