@@ -15,6 +15,7 @@ use model::canary::{COOKIE_PLAIN, COOKIE_SECURE, Cohort, Visit};
 use model::reason::Reason;
 use model::route::Lookup;
 
+use super::admit::{self, CUTOVERS_MAX, Entrance, InLine};
 use super::answer;
 use super::body::{AnswerBody, EventStream, RequestBody, TargetBody};
 use super::exchange::{Exchange, Facts};
@@ -31,9 +32,6 @@ use super::upstream::stream::Ahead;
 use super::upstream::upload::Upload;
 use crate::release::InFlight;
 use crate::snapshot::{Service, Slot, Snapshot};
-
-/// Releases that closed between loading the snapshot and entering; each time a newer snapshot is there.
-const CUTOVERS_MAX: usize = 100;
 
 /// Answers one request. Never fails: what goes wrong becomes an answer with a reason.
 pub async fn serve(exchange: Exchange) -> Response<AnswerBody> {
@@ -60,33 +58,45 @@ async fn answer_or_reason(
     let trusted = &worker.config.trusted_proxies;
     let forwarded = Forwarded::read(request.headers(), connection.peer, https, trusted);
     facts.note(|known| (known.client, known.https) = (Some(forwarded.client), forwarded.https));
-    match decide(&request, &host, &forwarded, facts)? {
-        Decision::Redirect(location, reason) => {
-            facts.note(|known| known.reason = Some(reason));
-            let keep_method = !matches!(*request.method(), Method::GET | Method::HEAD);
-            Ok(answer::redirect(&location, keep_method, reason, worker.config.reason_header))
+    loop {
+        let (plan, entrance) = match decide(&request, &host, &forwarded, facts)? {
+            Decision::Redirect(location, reason) => {
+                facts.note(|known| known.reason = Some(reason));
+                let keep_method = !matches!(*request.method(), Method::GET | Method::HEAD);
+                return Ok(answer::redirect(&location, keep_method, reason, worker.config.reason_header));
+            }
+            Decision::Forward(plan, in_flight) => (plan, Some(in_flight)),
+            // Boxed, so that requests that need not wait are not larger for it.
+            Decision::Wait(plan, line) => {
+                let entered = Box::pin(line.wait(worker, &plan.service.policy.concurrency, facts)).await?;
+                (plan, entered)
+            }
+        };
+        // `None`: the release ended while the request stood in line, so all is decided anew.
+        if let Some(in_flight) = entrance {
+            return forward(request, plan, in_flight, &forwarded, facts).await;
         }
-        Decision::Forward(plan) => forward(request, plan, &forwarded, facts).await,
     }
 }
 
 /// Everything that is decided before the first await, on one snapshot.
 enum Decision {
     Redirect(String, Reason),
-    Forward(Plan),
+    Forward(Plan, InFlight),
+    /// As planned, once there is a seat.
+    Wait(Plan, InLine),
 }
 
 /// Where a request goes.
 struct Plan {
     service: Arc<Service>,
     cohort: Cohort,
-    in_flight: InFlight,
     /// Of the path, to be removed.
     strip: usize,
     visitor_cookie: Option<String>,
 }
 
-fn decide<B>(
+fn decide<B: Body>(
     request: &Request<B>,
     host: &Host,
     forwarded: &Forwarded,
@@ -107,18 +117,25 @@ fn decide<B>(
             return Ok(Decision::Redirect(location, reason));
         }
         let (slot, visitor_cookie, overridden) = choose_slot(request.headers(), service, forwarded);
-        let target = worker.next_target(slot);
-        let Some(in_flight) = slot.release.enter(target, worker.index) else { continue };
         facts.note(|known| {
             known.release = Some(Arc::clone(&slot.release.id));
             known.cohort = Some(slot.cohort);
-            known.target = Some(Arc::clone(target));
             known.overridden = overridden;
         });
-        let strip =
-            if service.policy.strip_path_prefix && !prefix.is_root() { prefix.as_str().len() } else { 0 };
+        let policy = &service.policy;
+        if request.body().size_hint().exact().is_some_and(|bytes| bytes > policy.request_body_bytes_max) {
+            facts.note(|known| known.unseated = Some(Arc::clone(&slot.release.unseated)));
+            return Err(Reason::BodyTooLarge);
+        }
+        let entrance = admit::enter(worker, slot, &policy.concurrency, facts)?;
+        let strip = if policy.strip_path_prefix && !prefix.is_root() { prefix.as_str().len() } else { 0 };
         let (service, cohort) = (Arc::clone(service), slot.cohort);
-        return Ok(Decision::Forward(Plan { service, cohort, in_flight, strip, visitor_cookie }));
+        let plan = Plan { service, cohort, strip, visitor_cookie };
+        match entrance {
+            Entrance::In(in_flight) => return Ok(Decision::Forward(plan, in_flight)),
+            Entrance::Line(line) => return Ok(Decision::Wait(plan, line)),
+            Entrance::Closed => {}
+        }
     }
     Err(Reason::Internal)
 }
@@ -195,14 +212,12 @@ fn unix_time() -> std::time::Duration {
 async fn forward(
     mut request: Request<Incoming>,
     plan: Plan,
+    in_flight: InFlight,
     forwarded: &Forwarded,
     facts: &Rc<Facts>,
 ) -> Result<Response<AnswerBody>, Reason> {
     let worker = &facts.connection.worker;
     let policy = &plan.service.policy;
-    if request.body().size_hint().exact().is_some_and(|bytes| bytes > policy.request_body_bytes_max) {
-        return Err(Reason::BodyTooLarge);
-    }
     let client_upgrade = headers::is_websocket(&request).then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
     let upload = upload(&parts, body, &plan, forwarded, facts, client_upgrade.is_some());
@@ -216,7 +231,7 @@ async fn forward(
         body: &facts.request_body,
         interim: &interim,
     };
-    let sent = send::send(worker, upload, &route, &terms, plan.in_flight, facts).await;
+    let sent = send::send(worker, upload, &route, &terms, in_flight, facts).await;
     facts.set_waiting_for_app(false);
     let Sent { head, lease, in_flight } = sent?;
     facts.note(|known| known.first_byte = Some(facts.arrived.elapsed()));
@@ -266,7 +281,8 @@ fn upload(
         port: facts.connection.port,
         strip: plan.strip,
         request_id: known.request_id.as_ref().map_or(&b""[..], HeaderValue::as_bytes),
-        now_ms: unix_time().as_millis() as u64,
+        // Time in line is queue time too, for whoever scales by it.
+        now_ms: unix_time().saturating_sub(facts.queued()).as_millis() as u64,
         body: framing,
         websocket,
     }
@@ -321,7 +337,7 @@ fn switch_protocols(
     facts: &Rc<Facts>,
 ) -> Result<Response<AnswerBody>, Reason> {
     let farewell = Farewell::new(in_flight.release(), &facts.connection.worker);
-    let held = (in_flight.into_socket(), Rc::clone(facts));
+    let held = (in_flight.into_tunnel(), Rc::clone(facts));
     let (target, ahead) = lease.into_stream().ok_or(Reason::UpstreamProtocol)?;
     facts.connection.worker.tasks.spawn_local(async move {
         let Ok(client) = client.await else { return };
