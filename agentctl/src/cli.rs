@@ -249,6 +249,8 @@ pub(crate) struct DeployArgs {
     #[command(flatten)]
     pub(crate) timeouts: TimeoutArgs,
     #[command(flatten)]
+    pub(crate) concurrency: ConcurrencyArgs,
+    #[command(flatten)]
     pub(crate) visitors: VisitorArgs,
 }
 
@@ -351,6 +353,23 @@ pub(crate) struct TimeoutArgs {
     /// Time that a body may make no progress, either way [at first: 30s]
     #[arg(long, value_name = "TIME")]
     pub(crate) body_idle_timeout: Option<SomeTime>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Concurrency")]
+pub(crate) struct ConcurrencyArgs {
+    /// Requests that a target holds at most, such as the number of Puma's threads; 0: any number [at first: 0]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_in_flight: Option<u32>,
+    /// Requests that may wait for one of these places; 0: none [at first: 1000]
+    #[arg(long, value_name = "N")]
+    pub(crate) queue_max: Option<u32>,
+    /// Time that a request may wait for a place, after which it is answered 503 [at first: 5s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) queue_timeout: Option<SomeTime>,
+    /// Time over which a target that joins others grows to its full share; 0: at once [at first: 15s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) slow_start: Option<AnyTime>,
 }
 
 #[derive(Debug, Args)]

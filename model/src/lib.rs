@@ -3,6 +3,7 @@
 //! What is *right* is decided here, by pure code: no network, no clock, no disk. Time is an argument. The
 //! daemon and `agentctl` both speak these words; thin code around them does what they say.
 
+pub mod balance;
 pub mod canary;
 pub mod cutover;
 pub mod diagnosis;
@@ -16,4 +17,5 @@ pub mod reason;
 pub mod route;
 pub mod service;
 pub mod signatures;
+pub mod slow_start;
 pub mod weight;

@@ -4,6 +4,7 @@
 //! Text is parsed here, once; the first thing that is wrong becomes a `Problem` that names its field. Which
 //! services may share a host is not decided here.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use crate::canary::Overrides;
 use crate::duration;
 use crate::name::{HostName, HostPattern, PathPrefix};
 use crate::protocol::{OverridesBody, PolicyPatch, Problem, ProblemCode};
-use crate::service::{CertificateFiles, Policy, TlsPolicy};
+use crate::service::{CertificateFiles, Concurrency, Policy, TlsPolicy};
 
 /// No wait of ours may be longer: beyond it, a typo is likelier than a wish.
 const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -23,6 +24,7 @@ pub fn apply(patch: &PolicyPatch, mut policy: Policy) -> Result<Policy, Problem>
     apply_tls(patch, &mut policy)?;
     apply_gate(patch, &mut policy)?;
     apply_timeouts(patch, &mut policy)?;
+    apply_concurrency(patch, &mut policy.concurrency)?;
     apply_visitor(patch, &mut policy)?;
     Ok(policy)
 }
@@ -53,6 +55,10 @@ pub fn from_policy(policy: &Policy) -> PolicyPatch {
         connect_timeout: text(policy.timeouts.connect),
         target_timeout: text(policy.timeouts.response_head),
         body_idle_timeout: text(policy.timeouts.body_idle),
+        max_in_flight: Some(policy.concurrency.max_in_flight.map_or(0, NonZeroU32::get)),
+        queue_max: Some(policy.concurrency.queue_max),
+        queue_timeout: text(policy.concurrency.queue_timeout),
+        slow_start: text(policy.concurrency.slow_start),
         max_request_body_bytes: Some(match policy.request_body_bytes_max {
             Policy::UNLIMITED => 0,
             bytes => bytes,
@@ -222,6 +228,24 @@ fn apply_timeouts(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Proble
     Ok(())
 }
 
+fn apply_concurrency(patch: &PolicyPatch, concurrency: &mut Concurrency) -> Result<(), Problem> {
+    let count = |field: &str, count: u32| {
+        if count <= Concurrency::COUNT_MAX {
+            return Ok(count);
+        }
+        Err(invalid(field, format!("{count} is too many: at most {}", Concurrency::COUNT_MAX)))
+    };
+    if let Some(max) = patch.max_in_flight {
+        concurrency.max_in_flight = NonZeroU32::new(count("max_in_flight", max)?);
+    }
+    if let Some(max) = patch.queue_max {
+        concurrency.queue_max = count("queue_max", max)?;
+    }
+    positive("queue_timeout", patch.queue_timeout.as_ref(), &mut concurrency.queue_timeout)
+        .map_err(|problem| problem.hint("`--queue-max 0` lets nobody wait"))?;
+    bounded("slow_start", patch.slow_start.as_ref(), &mut concurrency.slow_start)
+}
+
 fn apply_visitor(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Problem> {
     let token = |field: &str, text: &String| match text.as_str() {
         "" => Ok(None),
@@ -325,6 +349,10 @@ mod tests {
             (|p| p.drain_timeout = Some("25h".into()), "drain_timeout"),
             (|p| p.bake = Some("long".into()), "bake"),
             (|p| p.connect_timeout = Some("0s".into()), "connect_timeout"),
+            (|p| p.max_in_flight = Some(100_001), "max_in_flight"),
+            (|p| p.queue_max = Some(u32::MAX), "queue_max"),
+            (|p| p.queue_timeout = Some("0s".into()), "queue_timeout"),
+            (|p| p.slow_start = Some("soon".into()), "slow_start"),
             (|p| p.visitor_header = Some("x user".into()), "visitor_header"),
             (|p| p.visitor_cookie = Some("a=b".into()), "visitor_cookie"),
         ];
@@ -374,7 +402,7 @@ mod tests {
     }
 
     prop_compose! {
-        fn durations()(millis in proptest::array::uniform9(1u64..86_400_000)) -> [Option<String>; 9] {
+        fn durations()(millis in proptest::array::uniform11(1u64..86_400_000)) -> [Option<String>; 11] {
             millis.map(|millis| Some(duration::print(Duration::from_millis(millis))))
         }
     }
@@ -389,7 +417,7 @@ mod tests {
             token in "[a-z-]{0,8}",
             number in any::<u16>(),
         ) -> PolicyPatch {
-            let [interval, timeout, deploy, drain, socket_drain, bake, connect, head, idle] = durations;
+            let [interval, timeout, deploy, drain, socket_drain, bake, connect, head, idle, queue, start] = durations;
             let files = files.filter(|_| flags[1]);
             PolicyPatch {
                 hosts: Some(hosts),
@@ -412,6 +440,10 @@ mod tests {
                 connect_timeout: connect,
                 target_timeout: head,
                 body_idle_timeout: idle,
+                max_in_flight: Some(u32::from(number)),
+                queue_max: Some(u32::from(number) / 2),
+                queue_timeout: queue,
+                slow_start: start,
                 max_request_body_bytes: Some(u64::from(number)),
                 visitor_header: Some(token.clone()),
                 visitor_cookie: Some(token),

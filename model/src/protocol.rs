@@ -80,6 +80,18 @@ pub struct PolicyPatch {
     pub target_timeout: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body_idle_timeout: Option<String>,
+    /// Requests that a target holds at most; 0: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_in_flight: Option<u32>,
+    /// Requests that may wait for a free place; 0: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_max: Option<u32>,
+    /// How long one of them waits at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_timeout: Option<String>,
+    /// How long a target that joins others takes until it gets its full share; `0s`: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<String>,
     /// 0: any length.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_request_body_bytes: Option<u64>,
@@ -209,6 +221,9 @@ pub struct ReleaseStatus {
     pub release: String,
     /// Unix time in ms.
     pub created_ms: u64,
+    /// Requests that wait for a seat of one of the targets.
+    #[serde(default)]
+    pub waiting: u64,
     pub targets: Vec<TargetStatus>,
 }
 
@@ -218,8 +233,19 @@ pub struct TargetStatus {
     pub state: TargetStateName,
     /// Requests and sockets it holds now.
     pub in_flight: u64,
+    /// `null` where `max_in_flight` sets no limit.
+    #[serde(default)]
+    pub seats: Option<SeatsStatus>,
     /// What the last probe saw, such as `200 in 3ms` or `connection refused`.
     pub last_probe: Option<String>,
+}
+
+/// What a target may hold at a time. Upgraded connections take no seat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SeatsStatus {
+    pub taken: u32,
+    /// Below `max_in_flight` while the target is in its slow start.
+    pub limit: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -69,6 +69,10 @@ reasons! {
     UpstreamProtocol = "upstream_protocol", 502, Upstream;
     /// No answer within `target-timeout`.
     UpstreamTimeout = "upstream_timeout", 504, Upstream;
+    /// Every target holds as many requests as it may, and as many as may wait do.
+    QueueFull = "queue_full", 503, Upstream;
+    /// Every target held as many requests as it may for all of `queue-timeout`.
+    QueueTimeout = "queue_timeout", 503, Upstream;
     /// The release ended and the request was still running at the drain deadline.
     DrainCut = "drain_cut", 504, Upstream;
     /// A bug of ours; the log has it.

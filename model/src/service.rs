@@ -2,6 +2,7 @@
 //!
 //! How a change is stored (`state_file`) or carried out (`control_plane`) lives in the daemon.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ pub struct Policy {
     pub tls: Option<TlsPolicy>,
     pub gate: GatePolicy,
     pub timeouts: Timeouts,
+    pub concurrency: Concurrency,
     /// `Policy::UNLIMITED`: any length.
     pub request_body_bytes_max: u64,
     pub visitor: VisitorSource,
@@ -87,6 +89,24 @@ pub struct Timeouts {
     pub bake: Duration,
 }
 
+/// How much a target is given at a time, and what becomes of the rest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Concurrency {
+    /// Requests that a target holds at most; `None`: no limit, and then nobody ever waits.
+    pub max_in_flight: Option<NonZeroU32>,
+    /// Requests of a release that may wait for a free place.
+    pub queue_max: u32,
+    /// How long one of them waits at most.
+    pub queue_timeout: Duration,
+    /// How long a target that joins others takes until it gets its full share (`model::slow_start`).
+    pub slow_start: Duration,
+}
+
+impl Concurrency {
+    /// Of `max_in_flight` and of `queue_max`: more than a machine can hold is a typo.
+    pub const COUNT_MAX: u32 = 100_000;
+}
+
 impl Policy {
     /// More than any body can have.
     pub const UNLIMITED: u64 = u64::MAX;
@@ -102,6 +122,7 @@ impl Default for Policy {
             tls: None,
             gate: GatePolicy::default(),
             timeouts: Timeouts::default(),
+            concurrency: Concurrency::default(),
             request_body_bytes_max: 1 << 30,
             visitor: VisitorSource::default(),
         }
@@ -119,6 +140,17 @@ impl Default for GatePolicy {
             deploy_timeout: Duration::from_secs(60),
             rise: 2,
             fall: 3,
+        }
+    }
+}
+
+impl Default for Concurrency {
+    fn default() -> Self {
+        Self {
+            max_in_flight: None,
+            queue_max: 1000,
+            queue_timeout: Duration::from_secs(5),
+            slow_start: Duration::from_secs(15),
         }
     }
 }

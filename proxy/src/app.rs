@@ -99,7 +99,7 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
     let listeners = open.listeners(&config.control);
     let setup = Setup {
         config: Arc::clone(&config),
-        published,
+        published: published.clone(),
         metrics: Arc::clone(&metrics),
         log,
         shutdown: shutdown.clone(),
@@ -113,7 +113,7 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
             let _stop_the_rest = shutdown.clone().drop_guard();
             tokio::select! {
                 served = control.serve(listeners, shutdown.clone()) => served.map_err(AppError::from),
-                () = metrics_server::serve(open.metrics, metrics) => Ok(()),
+                () = metrics_server::serve(open.metrics, metrics, published) => Ok(()),
             }
         };
         let joined = tokio::task::spawn_blocking(move || join_workers(workers)).await;

@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod activations;
+pub mod admissions;
 pub mod answers;
 pub mod audit;
 pub mod bake;
@@ -116,7 +117,7 @@ impl ControlPlane {
         .await??;
         restore::report(&loaded);
         let workers = config.workers;
-        let factory = || Factory { metrics: Arc::clone(&metrics), workers };
+        let factory = || Factory::new(Arc::clone(&metrics), workers);
         let (view, unlocated) = restore::view(loaded.state, &factory(), dir.path()).await;
         let (audit, operations) = (Audit::default(), Operations::default());
         let parts = Parts {

@@ -2,6 +2,7 @@
 //! snapshot.
 
 pub mod activity;
+pub mod admit;
 pub mod answer;
 pub mod body;
 pub mod client_io;

@@ -14,6 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::task::JoinSet;
 
+use crate::snapshot::Published;
 use crate::telemetry::metrics::Metrics;
 
 /// A scraper opens one or two.
@@ -21,7 +22,11 @@ const CONNECTIONS_MAX: usize = 16;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves scrapes until it is dropped; without a socket it waits for ever.
-pub async fn serve(socket: Option<(SocketAddr, Vec<TcpListener>)>, metrics: Arc<Metrics>) {
+pub async fn serve(
+    socket: Option<(SocketAddr, Vec<TcpListener>)>,
+    metrics: Arc<Metrics>,
+    published: Published,
+) {
     let listener = socket.and_then(|(_, mut sockets)| sockets.pop()).map(tokio::net::TcpListener::from_std);
     let listener = match listener {
         Some(Ok(listener)) => listener,
@@ -36,7 +41,7 @@ pub async fn serve(socket: Option<(SocketAddr, Vec<TcpListener>)>, metrics: Arc<
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) if connections.len() < CONNECTIONS_MAX => {
-                    connections.spawn(scrapes(stream, Arc::clone(&metrics)));
+                    connections.spawn(scrapes(stream, Arc::clone(&metrics), published.clone()));
                 }
                 Ok(_) => {}
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -46,9 +51,9 @@ pub async fn serve(socket: Option<(SocketAddr, Vec<TcpListener>)>, metrics: Arc<
     }
 }
 
-async fn scrapes(stream: tokio::net::TcpStream, metrics: Arc<Metrics>) {
+async fn scrapes(stream: tokio::net::TcpStream, metrics: Arc<Metrics>, published: Published) {
     let answer = service_fn(move |request: Request<Incoming>| {
-        let response = respond(&request, &metrics);
+        let response = respond(&request, &metrics, &published);
         async move { Ok::<_, Infallible>(response) }
     });
     let serving = http1::Builder::new()
@@ -59,10 +64,15 @@ async fn scrapes(stream: tokio::net::TcpStream, metrics: Arc<Metrics>) {
     let _ = serving.await;
 }
 
-fn respond(request: &Request<Incoming>, metrics: &Arc<Metrics>) -> Response<Full<Bytes>> {
+fn respond(
+    request: &Request<Incoming>,
+    metrics: &Arc<Metrics>,
+    published: &Published,
+) -> Response<Full<Bytes>> {
+    let text = || metrics.render(published.load().gauges());
     let (status, content_type, text) = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/metrics") => {
-            (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", metrics.render())
+            (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", text())
         }
         _ => (StatusCode::NOT_FOUND, "text/plain", "the metrics are at /metrics\n".to_owned()),
     };

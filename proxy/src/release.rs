@@ -3,6 +3,8 @@
 //! The data plane enters and leaves; the control plane closes and waits. Which release serves whom is the
 //! snapshot's business, and so is which of its targets are healthy.
 
+mod admission;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,9 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
+use model::balance::Latency;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+pub use self::admission::{Admission, CannotJoin, Queue, Seat, Seats, Ticket, Turn, Waiting};
 use crate::telemetry::metrics::TargetStats;
 
 /// Where to connect to. A container's address may change while its `Target` stays.
@@ -39,6 +43,8 @@ pub struct Target {
     pub label: Arc<str>,
     pub endpoint: Endpoint,
     pub stats: Arc<TargetStats>,
+    /// Those of its address, which earlier activations may still hold some of.
+    pub seats: Arc<Seats>,
     /// One per worker, so that counting never contends.
     in_flight: Box<[Cell]>,
 }
@@ -49,19 +55,55 @@ pub struct Target {
 struct Cell {
     requests: AtomicI64,
     sockets: AtomicI64,
+    /// µs as the bits of an `f64`; zero before the first answer.
+    latency: AtomicU64,
+    /// When `latency` was seen, in µs after the worker's epoch.
+    latency_at: AtomicU64,
 }
 
 static NEXT_TARGET: AtomicU64 = AtomicU64::new(1);
 
 impl Target {
     pub fn new(label: &str, endpoint: Endpoint, stats: Arc<TargetStats>, workers: usize) -> Arc<Self> {
+        Self::with_seats(label, endpoint, stats, workers, Seats::alone())
+    }
+
+    pub fn with_seats(
+        label: &str,
+        endpoint: Endpoint,
+        stats: Arc<TargetStats>,
+        workers: usize,
+        seats: Arc<Seats>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             id: NEXT_TARGET.fetch_add(1, Ordering::Relaxed),
             label: label.into(),
             endpoint,
             stats,
+            seats,
             in_flight: (0..workers.max(1)).map(|_| Cell::default()).collect(),
         })
+    }
+
+    /// Requests that one worker has in flight here.
+    pub fn in_flight_of(&self, worker: usize) -> u32 {
+        u32::try_from(self.in_flight[worker].requests.load(Ordering::Relaxed)).unwrap_or(0)
+    }
+
+    /// As one worker sees it; times are those after its epoch.
+    pub fn latency(&self, worker: usize) -> Option<Latency> {
+        let cell = &self.in_flight[worker];
+        let micros = f64::from_bits(cell.latency.load(Ordering::Relaxed));
+        let at = Duration::from_micros(cell.latency_at.load(Ordering::Relaxed));
+        (micros > 0.0).then(|| Latency::from_parts(micros, at))
+    }
+
+    /// Only `worker` itself may do this: cells have one writer.
+    pub fn set_latency(&self, worker: usize, latency: Latency) {
+        let (micros, at) = latency.parts();
+        let cell = &self.in_flight[worker];
+        cell.latency.store(micros.to_bits(), Ordering::Relaxed);
+        cell.latency_at.store(at.as_micros() as u64, Ordering::Relaxed);
     }
 
     pub fn in_flight(&self) -> InFlightCount {
@@ -104,6 +146,10 @@ pub struct Release {
     /// As operators know it, such as a git sha.
     pub id: Arc<str>,
     pub targets: Box<[Arc<Target>]>,
+    /// Of the requests that wait for one of the targets.
+    pub queue: Queue,
+    /// Counts those that never got one.
+    pub unseated: Arc<TargetStats>,
     closed: AtomicBool,
     cut_short: AtomicU64,
     left: Notify,
@@ -112,9 +158,21 @@ pub struct Release {
 
 impl Release {
     pub fn new(id: &str, targets: Vec<Arc<Target>>) -> Arc<Self> {
+        let workers = targets.first().map_or(1, |target| target.in_flight.len());
+        Self::with_queue(id, targets, Queue::new(Admission::new()), Arc::new(TargetStats::new(workers)))
+    }
+
+    pub fn with_queue(
+        id: &str,
+        targets: Vec<Arc<Target>>,
+        queue: Queue,
+        unseated: Arc<TargetStats>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             id: id.into(),
             targets: targets.into(),
+            queue,
+            unseated,
             closed: AtomicBool::new(false),
             cut_short: AtomicU64::new(0),
             left: Notify::new(),
@@ -125,17 +183,29 @@ impl Release {
     /// Counts a request in. `None` once the release is closed: the caller loads the snapshot again, which
     /// has been published before `close`, and goes to the release that took over.
     pub fn enter(self: &Arc<Self>, target: &Arc<Target>, worker: usize) -> Option<InFlight> {
-        let guard =
-            InFlight { release: Arc::clone(self), target: Arc::clone(target), worker, kind: Kind::Request };
+        self.enter_seated(target, worker, None)
+    }
+
+    /// The same, with a seat of `target` if its seats are limited.
+    pub fn enter_seated(
+        self: &Arc<Self>,
+        target: &Arc<Target>,
+        worker: usize,
+        seat: Option<Seat>,
+    ) -> Option<InFlight> {
+        let (release, target) = (Arc::clone(self), Arc::clone(target));
+        let guard = InFlight { release, target, worker, kind: Kind::Request, seat };
         // Count first, look second; `close` writes first and counts second. With sequential consistency
         // one of the two sees the other, so nobody enters unseen.
         guard.cell().fetch_add(1, Ordering::SeqCst);
         (!self.closed.load(Ordering::SeqCst)).then_some(guard)
     }
 
-    /// No new requests from now on. Publish the snapshot that leads elsewhere first.
+    /// No new requests from now on; those in line go on to the next. Publish the snapshot that leads elsewhere
+    /// first.
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
+        self.queue.close();
     }
 
     pub fn is_closed(&self) -> bool {
@@ -201,15 +271,26 @@ pub struct InFlight {
     target: Arc<Target>,
     worker: usize,
     kind: Kind,
+    seat: Option<Seat>,
 }
 
 impl InFlight {
+    pub fn has_seat(&self) -> bool {
+        self.seat.is_some()
+    }
+
     pub fn release(&self) -> &Arc<Release> {
         &self.release
     }
 
     pub fn target(&self) -> &Arc<Target> {
         &self.target
+    }
+
+    /// From now on this is an upgraded connection, which occupies no thread of Puma's: a socket without a seat.
+    pub fn into_tunnel(mut self) -> Self {
+        self.seat = None;
+        self.into_socket()
     }
 
     /// From now on this is a socket: it may live for hours, and is closed rather than waited for.

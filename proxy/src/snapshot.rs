@@ -14,6 +14,7 @@ use model::service::Policy;
 use rustls::sign::CertifiedKey;
 
 use crate::release::{Release, Target};
+use crate::telemetry::metrics::{Gauges, Labels};
 
 #[derive(Default)]
 pub struct Snapshot {
@@ -48,6 +49,35 @@ pub struct Slot {
 pub struct Canary {
     pub slot: Slot,
     pub assignment: Assignment,
+}
+
+impl Service {
+    pub fn slots(&self) -> impl Iterator<Item = &Slot> {
+        std::iter::once(&self.stable).chain(self.canary.as_ref().map(|canary| &canary.slot))
+    }
+}
+
+impl Snapshot {
+    /// What the releases that serve hold now; what drains is not among them.
+    pub fn gauges(&self) -> Gauges {
+        let (mut in_flight, mut waiting) = (Vec::new(), Vec::new());
+        for service in self.services.values() {
+            for Slot { cohort, release, .. } in service.slots() {
+                let labels = |target: &Arc<str>| Labels {
+                    service: Arc::clone(&service.name),
+                    release: Arc::clone(&release.id),
+                    cohort: *cohort,
+                    target: Arc::clone(target),
+                };
+                for target in &release.targets {
+                    let count = target.in_flight();
+                    in_flight.push((labels(&target.label), count.requests, count.sockets));
+                }
+                waiting.push((labels(&Labels::NO_TARGET.into()), release.queue.waiting() as u64));
+            }
+        }
+        Gauges { in_flight, waiting }
+    }
 }
 
 /// The snapshot's place: written by the control plane, read by every request.

@@ -25,6 +25,13 @@ class Countdown
   end
 end
 
+# Who works at the same time: /work counts itself, in the order of arrival, and waits while the door is closed
+# (/close, /open: asked of Puma itself, past the proxy). WORK_S makes every /work take that long.
+crowd = { "now" => 0, "max" => 0, "order" => [] }
+door_open = true
+lock = Mutex.new
+door = ConditionVariable.new
+
 app = lambda do |env|
   headers = {
     "Content-Type" => "text/plain",
@@ -46,6 +53,24 @@ app = lambda do |env|
   when "/slow"
     sleep query.fetch("s", "1").to_f
     [200, headers, ["slow answer of #{release}"]]
+  when "/work"
+    lock.synchronize do
+      crowd["now"] += 1
+      crowd["max"] = [crowd["max"], crowd["now"]].max
+      crowd["order"] << query.fetch("n", "0").to_i
+      door.wait(lock) until door_open
+    end
+    sleep (ENV["WORK_S"] || query.fetch("s", "0")).to_f
+    lock.synchronize { crowd["now"] -= 1 }
+    [200, headers, [release]]
+  when "/close", "/open"
+    lock.synchronize do
+      door_open = env["PATH_INFO"] == "/open"
+      door.broadcast
+    end
+    [200, headers, []]
+  when "/crowd"
+    [200, headers.merge("Content-Type" => "application/json"), [lock.synchronize { JSON.generate(crowd) }]]
   when "/upload"
     body = env["rack.input"].read
     [200, headers, [JSON.generate("release" => release, "bytes" => body.bytesize, "sha256" => Digest::SHA256.hexdigest(body))]]

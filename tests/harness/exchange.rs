@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::runtime::runtime;
@@ -29,6 +30,30 @@ pub struct Ask {
     tls: bool,
     /// The name in the handshake, if it is not the host.
     server_name: Option<String>,
+}
+
+/// A request under way, which can be given up.
+pub struct Begun {
+    request: JoinSet<Result<Answer, String>>,
+    connection: JoinSet<()>,
+}
+
+impl Begun {
+    /// Waits for the whole answer.
+    pub fn finish(mut self) -> Result<Answer, String> {
+        let answer = runtime().block_on(within(PATIENCE, async { Ok(self.request.join_next().await) }))?;
+        answer.expect("there is one request").map_err(say)?
+    }
+
+    /// Gives the request up but not its connection: over HTTP/2 the stream is reset.
+    pub fn reset(&mut self) {
+        runtime().block_on(self.request.shutdown());
+    }
+
+    /// Leaves without a word.
+    pub fn leave(mut self) {
+        runtime().block_on(self.connection.shutdown());
+    }
 }
 
 /// A whole answer.
@@ -107,6 +132,45 @@ impl Ask {
                 self.over(tcp).await
             }
         }))
+    }
+
+    /// Sends the request and returns at once.
+    pub fn begin(&self, address: SocketAddr) -> Begun {
+        runtime().block_on(async {
+            let tcp = TcpStream::connect(address).await.expect("the listener accepts");
+            tcp.set_nodelay(true).expect("a fresh socket takes options");
+            if self.tls {
+                let h2 = self.version == Version::HTTP_2;
+                let tls = tls::connect(tcp, &self.host, if h2 { &["h2"] } else { &["http/1.1"] }).await;
+                self.begin_over(tls.expect("a handshake")).await
+            } else {
+                self.begin_over(tcp).await
+            }
+        })
+    }
+
+    async fn begin_over<Io>(&self, io: Io) -> Begun
+    where
+        Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let io = TokioIo::new(io);
+        let (mut request, mut driver) = (JoinSet::new(), JoinSet::new());
+        let h2 = self.version == Version::HTTP_2;
+        let asked = self.request(h2).expect("a request");
+        // How a connection ends, its request tells.
+        if h2 {
+            let (mut sender, connection) =
+                hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.expect("HTTP/2");
+            // The connection ends with its last sender, so the driver holds one too.
+            let keep_open = sender.clone();
+            driver.spawn(async move { drop((connection.await, keep_open)) });
+            request.spawn(async move { collect(sender.send_request(asked).await.map_err(say)?).await });
+        } else {
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.expect("HTTP/1.1");
+            driver.spawn(async move { drop(connection.await) });
+            request.spawn(async move { collect(sender.send_request(asked).await.map_err(say)?).await });
+        }
+        Begun { request, connection: driver }
     }
 
     pub fn try_at_socket(&self, path: &Path) -> Result<Answer, String> {

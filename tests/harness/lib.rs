@@ -27,7 +27,7 @@ pub use binaries::{binaries_dir, binary_for_everybody, workspace_root};
 pub use browser::Browser;
 pub use clock::now_ms;
 pub use daemon::{Daemon, DaemonOptions};
-pub use exchange::{Answer, Ask};
+pub use exchange::{Answer, Ask, Begun};
 pub use load::{Load, LoadPlan, Sample, Summary};
 pub use puma::{App, Puma};
 pub use raw::Raw;

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tempfile::TempDir;
 
+use crate::exchange::{Answer, Ask};
 use crate::wait::eventually;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +127,17 @@ impl Puma {
         }
     }
 
+    /// Asks Puma itself, past the proxy.
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Answer {
+        match &self.bind {
+            Bind::Tcp(address) => Ask::get("shop.test", path).at(*address),
+            Bind::Unix(socket) => Ask::get("shop.test", path)
+                .try_at_socket(socket)
+                .unwrap_or_else(|why| panic!("{path}: {why}")),
+        }
+    }
+
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -142,6 +154,13 @@ impl Puma {
         });
     }
 
+    /// As when the kernel's out-of-memory killer comes by.
+    pub fn kill(&mut self) {
+        // Already gone is fine.
+        let _ = kill_process_group(self.pid(), Signal::KILL);
+        let _ = self.child.wait();
+    }
+
     fn pid(&self) -> Pid {
         let raw = i32::try_from(self.child.id()).expect("a pid fits");
         Pid::from_raw(raw).expect("a child's pid is not zero")
@@ -150,9 +169,7 @@ impl Puma {
 
 impl Drop for Puma {
     fn drop(&mut self) {
-        // Already gone is fine.
-        let _ = kill_process_group(self.pid(), Signal::KILL);
-        let _ = self.child.wait();
+        self.kill();
     }
 }
 

@@ -87,7 +87,8 @@ fn the_reference_has_every_flag_and_verb() {
 /// The help repeats the defaults of the model; here they are held together.
 #[test]
 fn defaults_in_the_help_are_true() {
-    let Policy { gate, timeouts, request_body_bytes_max, strip_path_prefix, visitor, .. } = Policy::default();
+    let Policy { gate, timeouts, concurrency, request_body_bytes_max, strip_path_prefix, visitor, .. } =
+        Policy::default();
     let command = command();
     let deploy = command.find_subcommand("deploy").unwrap();
     for (flag, default) in [
@@ -101,6 +102,10 @@ fn defaults_in_the_help_are_true() {
         ("connect-timeout", duration::print(timeouts.connect)),
         ("target-timeout", duration::print(timeouts.response_head)),
         ("body-idle-timeout", duration::print(timeouts.body_idle)),
+        ("max-in-flight", concurrency.max_in_flight.map_or(0, |max| max.get()).to_string()),
+        ("queue-max", concurrency.queue_max.to_string()),
+        ("queue-timeout", duration::print(concurrency.queue_timeout)),
+        ("slow-start", duration::print(concurrency.slow_start)),
         ("max-request-body", request_body_bytes_max.to_string()),
         ("strip-path-prefix", strip_path_prefix.to_string()),
         ("visitor-set-cookie", visitor.set_cookie.to_string()),
@@ -134,6 +139,9 @@ fn what_is_wrong_is_said_with_what_to_do() {
         ("deploy shop --target a:1 --release -x", "unexpected argument '-x'"),
         ("deploy shop --target a:1 --release=a/b", "is not a release: write up to 128 letters"),
         ("deploy shop --target a:1 --max-request-body 1GB", "invalid digit"),
+        ("deploy shop --target a:1 --max-in-flight five", "invalid digit"),
+        ("deploy shop --target a:1 --queue-timeout 0", "no time at all: write more than zero"),
+        ("deploy shop --target a:1 --slow-start 15", "`15` is not a duration: write a number with a unit"),
         ("deploy shop --target a:1 --visitor-header user:id", "is not a header or cookie name"),
         (
             "deploy shop --target a:1 --healthcheck-path /up",
@@ -223,6 +231,16 @@ fn flags_become_settings_and_no_flag_becomes_none() {
                 target_timeout: text("2m"),
                 body_idle_timeout: text("3s"),
                 max_request_body_bytes: Some(5),
+                ..none()
+            },
+        ),
+        (
+            "--max-in-flight 5 --queue-max 0 --queue-timeout 500ms --slow-start 0",
+            PolicyPatch {
+                max_in_flight: Some(5),
+                queue_max: Some(0),
+                queue_timeout: text("500ms"),
+                slow_start: text("0s"),
                 ..none()
             },
         ),

@@ -26,7 +26,7 @@ pub(crate) fn request(arguments: &DeployArgs) -> DeployRequest {
 
 /// A flag that was not given stays `None`: the service keeps its setting.
 fn policy(arguments: &DeployArgs) -> PolicyPatch {
-    let DeployArgs { routing, tls, gate, timeouts, visitors, .. } = arguments;
+    let DeployArgs { routing, tls, gate, timeouts, concurrency, visitors, .. } = arguments;
     PolicyPatch {
         hosts: routing.hosts.as_deref().map(given),
         path_prefixes: routing.path_prefixes.as_deref().map(texts),
@@ -48,6 +48,10 @@ fn policy(arguments: &DeployArgs) -> PolicyPatch {
         connect_timeout: text(timeouts.connect_timeout.as_ref()),
         target_timeout: text(timeouts.target_timeout.as_ref()),
         body_idle_timeout: text(timeouts.body_idle_timeout.as_ref()),
+        max_in_flight: concurrency.max_in_flight,
+        queue_max: concurrency.queue_max,
+        queue_timeout: text(concurrency.queue_timeout.as_ref()),
+        slow_start: text(concurrency.slow_start.as_ref()),
         max_request_body_bytes: routing.max_request_body,
         visitor_header: text(visitors.visitor_header.as_ref()),
         visitor_cookie: text(visitors.visitor_cookie.as_ref()),

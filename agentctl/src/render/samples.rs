@@ -2,7 +2,7 @@
 
 use model::protocol::{
     CanaryStatus, DeploymentPhase, Listeners, Operation, OverridesBody, PolicyPatch, ReleaseStatus,
-    ServiceState, ServiceStatus, Status, TargetStateName, TargetStatus,
+    SeatsStatus, ServiceState, ServiceStatus, Status, TargetStateName, TargetStatus,
 };
 
 pub(crate) const NOW_MS: u64 = 1_795_000_000_000;
@@ -51,14 +51,14 @@ pub(crate) fn busy_service() -> ServiceStatus {
         hosts: vec!["shop.example.com".into(), "*.shop.example.com".into()],
         path_prefixes: vec!["/".into()],
         tls: true,
-        stable: release(
+        stable: crowded(release(
             "3f9c2ab",
             42,
             &[
                 target("127.0.0.1:3001", TargetStateName::Serving, "200 in 3ms"),
                 target("127.0.0.1:3002", TargetStateName::Ejected, "connection refused\x1b[2J"),
             ],
-        ),
+        )),
         canary: Some(canary()),
         held: Some(release("77aa001", 120, &[target("127.0.0.1:3000", TargetStateName::Held, "200 in 2ms")])),
         operation: Some(Operation {
@@ -69,6 +69,7 @@ pub(crate) fn busy_service() -> ServiceStatus {
             since_ms: NOW_MS - 12_000,
         }),
         policy: PolicyPatch {
+            max_in_flight: Some(5),
             hosts: Some(vec!["shop.example.com".into(), "*.shop.example.com".into()]),
             tls: Some(true),
             tls_redirect: Some(true),
@@ -96,9 +97,17 @@ pub(crate) fn canary() -> CanaryStatus {
 
 fn release(name: &str, minutes_old: u64, targets: &[TargetStatus]) -> ReleaseStatus {
     let created_ms = NOW_MS - minutes_old * MINUTE_MS;
-    ReleaseStatus { release: name.into(), created_ms, targets: targets.to_vec() }
+    ReleaseStatus { release: name.into(), created_ms, waiting: 0, targets: targets.to_vec() }
+}
+
+/// The first target's seats are all taken, one beside an upgraded connection.
+fn crowded(mut release: ReleaseStatus) -> ReleaseStatus {
+    let seats = SeatsStatus { taken: 3, limit: 3 };
+    release.targets[0] = TargetStatus { seats: Some(seats), ..release.targets[0].clone() };
+    ReleaseStatus { waiting: 17, ..release }
 }
 
 fn target(address: &str, state: TargetStateName, probe: &str) -> TargetStatus {
-    TargetStatus { target: address.into(), state, in_flight: 4, last_probe: Some(probe.into()) }
+    let last_probe = Some(probe.into());
+    TargetStatus { target: address.into(), state, in_flight: 4, seats: None, last_probe }
 }

@@ -1,7 +1,7 @@
 //! The agent, its services and their targets.
 
 use model::protocol::{
-    Listeners, Operation, PolicyPatch, ReleaseStatus, ServiceStatus, Status, TargetStatus,
+    Listeners, Operation, PolicyPatch, ReleaseStatus, SeatsStatus, ServiceStatus, Status, TargetStatus,
 };
 
 use super::age::age;
@@ -72,6 +72,13 @@ pub(crate) fn service(service: &ServiceStatus, now_ms: u64, paint: Paint) -> Str
     if let Some(operation) = &service.operation {
         add("now", &operation_text(operation, now_ms));
     }
+    let waiting: Vec<_> = releases(service)
+        .filter(|(_, release)| release.waiting > 0)
+        .map(|(slot, release)| format!("{} for {slot}", counted(release.waiting, "request")))
+        .collect();
+    if !waiting.is_empty() {
+        add("waiting", &waiting.join(", "));
+    }
     format!("{text}\n{}\n{}", slots(service, now_ms, paint), settings(&service.policy, paint))
 }
 
@@ -99,17 +106,21 @@ pub(crate) fn targets(services: &[ServiceStatus], paint: Paint) -> String {
         .iter()
         .flat_map(|service| releases(service).map(move |(slot, release)| (service, slot, release)))
         .flat_map(|(service, slot, release)| {
-            release.targets.iter().map(move |target| {
+            release.targets.iter().enumerate().map(move |(index, target)| {
+                // The targets of a release share one line.
+                let waiting = if index == 0 { release.waiting.to_string() } else { String::new() };
                 let [address, state, in_flight, probe] = target_cells(target);
                 let name = Cell::toned(Tone::Strong, &service.name);
-                [name, slot.into(), release.release.as_str().into(), address, state, in_flight, probe]
+                let release = release.release.as_str();
+                [name, slot.into(), release.into(), address, state, in_flight, waiting.into(), probe]
             })
         })
         .collect();
     if rows.is_empty() {
         return "no targets: no service is deployed\n".to_owned();
     }
-    table(["SERVICE", "SLOT", "RELEASE", "TARGET", "STATE", "IN FLIGHT", "LAST PROBE"], &rows, paint)
+    let heads = ["SERVICE", "SLOT", "RELEASE", "TARGET", "STATE", "IN FLIGHT", "WAITING", "LAST PROBE"];
+    table(heads, &rows, paint)
 }
 
 /// The targets of one release.
@@ -123,9 +134,18 @@ fn target_cells(target: &TargetStatus) -> [Cell; 4] {
     [
         target.target.as_str().into(),
         Cell::toned(target_tone(target.state), target_state(target.state)),
-        target.in_flight.to_string().into(),
+        in_flight(target).into(),
         clean::shorten(probe, 60).into(),
     ]
+}
+
+/// Such as `3/5`, or `3/5 +2` where two upgraded connections take no seat.
+fn in_flight(target: &TargetStatus) -> String {
+    let Some(SeatsStatus { taken, limit }) = target.seats else { return target.in_flight.to_string() };
+    match target.in_flight.saturating_sub(u64::from(taken)) {
+        0 => format!("{taken}/{limit}"),
+        others => format!("{taken}/{limit} +{others}"),
+    }
 }
 
 fn releases(service: &ServiceStatus) -> impl Iterator<Item = (&'static str, &ReleaseStatus)> {
@@ -198,9 +218,10 @@ mod tests {
           tls       yes
           canary    0.25% of the visitors, rollout c0ffee1
           now       canary start of c0ffee1 by deploy (uid 1001) from 192.0.2.7, since 12s, gating
+          waiting   17 requests for stable
 
         SLOT    RELEASE  AGE  TARGET          STATE    IN FLIGHT  LAST PROBE
-        stable  3f9c2ab  42m  127.0.0.1:3001  serving  4          200 in 3ms
+        stable  3f9c2ab  42m  127.0.0.1:3001  serving  3/3 +1     200 in 3ms
         stable  3f9c2ab  42m  127.0.0.1:3002  ejected  4          connection refused\u{1b}[2J
         canary  c0ffee1  5m   127.0.0.1:3003  ready    4          200 in 4ms
         held    77aa001  2h   127.0.0.1:3000  held     4          200 in 2ms
@@ -208,6 +229,7 @@ mod tests {
         SETTING            VALUE
         drain-timeout      30s
         health-check-path  /up
+        max-in-flight      5
         max-request-body   1073741824
         tls-redirect       true
         ");
@@ -216,12 +238,12 @@ mod tests {
     #[test]
     fn all_targets() {
         insta::assert_snapshot!(targets(&samples::status().services, PLAIN()), @r"
-        SERVICE  SLOT    RELEASE  TARGET          STATE    IN FLIGHT  LAST PROBE
-        docs     stable  r1       127.0.0.1:4000  serving  4          200 in 1ms
-        shop     stable  3f9c2ab  127.0.0.1:3001  serving  4          200 in 3ms
-        shop     stable  3f9c2ab  127.0.0.1:3002  ejected  4          connection refused\u{1b}[2J
-        shop     canary  c0ffee1  127.0.0.1:3003  ready    4          200 in 4ms
-        shop     held    77aa001  127.0.0.1:3000  held     4          200 in 2ms
+        SERVICE  SLOT    RELEASE  TARGET          STATE    IN FLIGHT  WAITING  LAST PROBE
+        docs     stable  r1       127.0.0.1:4000  serving  4          0        200 in 1ms
+        shop     stable  3f9c2ab  127.0.0.1:3001  serving  3/3 +1     17       200 in 3ms
+        shop     stable  3f9c2ab  127.0.0.1:3002  ejected  4          -        connection refused\u{1b}[2J
+        shop     canary  c0ffee1  127.0.0.1:3003  ready    4          0        200 in 4ms
+        shop     held    77aa001  127.0.0.1:3000  held     4          0        200 in 2ms
         ");
         insta::assert_snapshot!(targets(&[], PLAIN()), @"no targets: no service is deployed");
     }

@@ -3,14 +3,15 @@
 //! What the slots should hold is decided in `changes`; this follows, and tells which activations have lost
 //! their traffic and must be drained.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use model::canary::Cohort;
 use model::name::{ServiceName, TargetAddress};
 use model::service::{Release as Record, Service};
 
 use super::certificates::ServiceCertificate;
-use crate::release::{Endpoint, InFlightCount, Release, Target};
+use crate::release::{Admission, Endpoint, InFlightCount, Queue, Release, Target};
 use crate::telemetry::metrics::{Labels, Metrics};
 
 /// A release that is, was or is about to be in a slot.
@@ -34,10 +35,28 @@ pub struct Live {
 /// Makes targets that count into the right series.
 pub struct Factory {
     pub metrics: Arc<Metrics>,
-    pub workers: usize,
+    workers: usize,
+    /// Those of services that are at work.
+    admissions: Mutex<BTreeMap<ServiceName, Weak<Admission>>>,
 }
 
 impl Factory {
+    pub fn new(metrics: Arc<Metrics>, workers: usize) -> Self {
+        Self { metrics, workers, admissions: Mutex::default() }
+    }
+
+    /// The same one for all activations of a service.
+    fn admission(&self, service: &ServiceName) -> Arc<Admission> {
+        let mut admissions = self.admissions.lock().unwrap_or_else(PoisonError::into_inner);
+        admissions.retain(|_, admission| admission.strong_count() > 0);
+        if let Some(admission) = admissions.get(service).and_then(Weak::upgrade) {
+            return admission;
+        }
+        let admission = Admission::new();
+        admissions.insert(service.clone(), Arc::downgrade(&admission));
+        admission
+    }
+
     /// `endpoints` are those of the record's targets, in order.
     pub fn activate(
         &self,
@@ -46,18 +65,23 @@ impl Factory {
         record: &Record,
         endpoints: Vec<Endpoint>,
     ) -> Activation {
-        let target = |(address, endpoint): (&_, Endpoint)| {
-            let label = ToString::to_string(address);
-            let labels = Labels {
+        let admission = self.admission(service);
+        let stats = |label: &str| {
+            self.metrics.target(&Labels {
                 service: service.as_str().into(),
                 release: record.id.as_str().into(),
                 cohort,
-                target: label.as_str().into(),
-            };
-            Target::new(&label, endpoint, self.metrics.target(&labels), self.workers)
+                target: label.into(),
+            })
+        };
+        let target = |(address, endpoint): (&_, Endpoint)| {
+            let label = ToString::to_string(address);
+            let seats = admission.seats(&endpoint);
+            Target::with_seats(&label, endpoint, stats(&label), self.workers, seats)
         };
         let targets = record.targets.iter().zip(endpoints).map(target).collect();
-        let release = Release::new(record.id.as_str(), targets);
+        let queue = Queue::new(Arc::clone(&admission));
+        let release = Release::with_queue(record.id.as_str(), targets, queue, stats(Labels::NO_TARGET));
         Activation { record: record.clone(), release, earlier: Vec::new() }
     }
 
@@ -199,7 +223,7 @@ mod tests {
     use super::*;
 
     fn factory() -> Factory {
-        Factory { metrics: Metrics::new(1), workers: 1 }
+        Factory::new(Metrics::new(1), 1)
     }
 
     fn record(id: &str, port: u16) -> Record {

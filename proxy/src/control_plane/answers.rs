@@ -79,7 +79,7 @@ mod tests {
         let address = |endpoint: &Endpoint| endpoint.to_string().parse().unwrap();
         let targets = endpoints.iter().map(address).collect();
         let record = Record { id: "r1".parse().unwrap(), targets, created_ms: 0 };
-        let factory = Factory { metrics: Metrics::new(1), workers: 1 };
+        let factory = Factory::new(Metrics::new(1), 1);
         factory.activate(&"shop".parse().unwrap(), Cohort::Stable, &record, endpoints)
     }
 

@@ -38,7 +38,9 @@ impl Bake {
 }
 
 fn totals(release: &Release) -> Totals {
-    release.targets.iter().map(|target| target.stats.totals()).fold(Totals::default(), |sum, one| Totals {
+    // Those who found no place count too: a release that is too slow for its load does badly.
+    let all = release.targets.iter().map(|target| &target.stats).chain([&release.unseated]);
+    all.map(|stats| stats.totals()).fold(Totals::default(), |sum, one| Totals {
         requests: sum.requests + one.requests,
         gateway_errors: sum.gateway_errors + one.gateway_errors,
     })

@@ -139,7 +139,7 @@ mod tests {
 
     /// `(name, host, prefix, redirect)`; two targets each.
     async fn view(rows: &[(&str, &str, &str, Option<bool>)]) -> View {
-        let factory = Factory { metrics: Metrics::new(1), workers: 1 };
+        let factory = Factory::new(Metrics::new(1), 1);
         let (mut services, mut live) = (BTreeMap::new(), BTreeMap::new());
         for (name, host, prefix, redirect) in rows {
             let name: ServiceName = name.parse().unwrap();
@@ -213,7 +213,7 @@ mod tests {
         let name: ServiceName = "shop".parse().unwrap();
         let mut state = (*view.state).clone();
         let release = Release { id: "c".parse().unwrap(), ..state.services[&name].stable.clone() };
-        let factory = Factory { metrics: Metrics::new(1), workers: 1 };
+        let factory = Factory::new(Metrics::new(1), 1);
         let endpoints = (3..=4).map(|port| Endpoint::Tcp(([127, 0, 0, 1], port).into())).collect();
         let activation = factory.activate(&name, Cohort::Canary, &release, endpoints);
         let targets: Vec<u64> = activation.release.targets.iter().map(|target| target.id).collect();

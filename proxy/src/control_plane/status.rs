@@ -3,8 +3,8 @@
 use model::health;
 use model::policy_patch;
 use model::protocol::{
-    CanaryStatus, History, HistoryItem, OutcomeName, ReleaseStatus, ServiceState, ServiceStatus, Slot,
-    TargetStateName, TargetStatus,
+    CanaryStatus, History, HistoryItem, OutcomeName, ReleaseStatus, SeatsStatus, ServiceState, ServiceStatus,
+    Slot, TargetStateName, TargetStatus,
 };
 use model::service::{Outcome, Release as Record, Service};
 
@@ -59,11 +59,14 @@ fn release(activation: &Activation, slot: TargetStateName, readings: &Readings) 
             state => state,
         };
         let last_probe = reading.and_then(|reading| reading.last_probe);
-        TargetStatus { target: target.label.to_string(), state, in_flight, last_probe }
+        let limit = activation.release.queue.admission().limit_of(&target.seats);
+        let seats = limit.map(|limit| SeatsStatus { taken: target.seats.taken(), limit });
+        TargetStatus { target: target.label.to_string(), state, in_flight, seats, last_probe }
     });
     ReleaseStatus {
         release: activation.record.id.to_string(),
         created_ms: activation.record.created_ms,
+        waiting: activation.release.queue.waiting() as u64,
         targets: targets.collect(),
     }
 }

@@ -24,6 +24,8 @@ pub struct Activity {
     waiting_for_app: AtomicU64,
     /// Event streams among them: a client that stops sending has left.
     event_streams: AtomicU64,
+    /// Requests that wait for a seat: a client that stops sending has left, too.
+    queueing: AtomicU64,
     /// When the first byte of the next head came; `NEVER` before.
     head_began: AtomicU64,
     idle_since: AtomicU64,
@@ -56,6 +58,7 @@ impl Activity {
             active: zero(),
             waiting_for_app: zero(),
             event_streams: zero(),
+            queueing: zero(),
             head_began: AtomicU64::new(NEVER),
             idle_since: zero(),
             progress: zero(),
@@ -85,8 +88,18 @@ impl Activity {
         subtract(&self.event_streams);
     }
 
-    pub fn has_event_stream(&self) -> bool {
-        get(&self.event_streams) > 0
+    pub fn begin_queueing(&self) {
+        add(&self.queueing);
+    }
+
+    pub fn end_queueing(&self) {
+        subtract(&self.queueing);
+    }
+
+    /// Whether a client that closes its sending side has left: one with an event stream, which nothing else
+    /// would ever end, and one in line, whose place others wait for.
+    pub fn leaves_with_its_input(&self) -> bool {
+        get(&self.event_streams) > 0 || get(&self.queueing) > 0
     }
 
     pub fn leave_unread(&self) {

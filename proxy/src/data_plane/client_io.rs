@@ -94,9 +94,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for ClientIo<S> {
 
 impl<S: AsyncRead + Unpin> ClientIo<S> {
     /// While hyper waits for an answer it does not read, since a client may close its sending side and
-    /// still want the answer. The client of an event stream may not: nothing else would ever end that.
+    /// still want the answer. That of an event stream may not, and neither may one in line for a seat.
     fn notice_leaving(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if self.activity.is_http2() || !self.activity.has_event_stream() {
+        if self.activity.is_http2() || !self.activity.leaves_with_its_input() {
             return Ok(());
         }
         while self.ahead.len() < AHEAD_BYTES {

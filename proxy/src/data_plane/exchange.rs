@@ -22,9 +22,9 @@ use super::client_io::Interim;
 use super::layers::request_id::RequestId;
 use super::listener::Counted;
 use super::worker::Worker;
-use crate::release::Target;
+use crate::release::{Target, Ticket};
 use crate::telemetry::access_log::Line;
-use crate::telemetry::metrics::Observation;
+use crate::telemetry::metrics::{Observation, TargetStats};
 
 /// What all requests of a connection share.
 pub struct Connection {
@@ -94,6 +94,11 @@ pub struct Known {
     pub overridden: bool,
     pub target: Option<Arc<Target>>,
     pub reason: Option<Reason>,
+    /// In line for a seat, all waits together; `None` if there was none to wait for.
+    pub queue: Option<Duration>,
+    pub ticket: Option<Ticket>,
+    /// Counts the request if it never gets to a target.
+    pub unseated: Option<Arc<TargetStats>>,
     pub connect: Option<Duration>,
     pub first_byte: Option<Duration>,
     pub retried: bool,
@@ -125,14 +130,21 @@ impl Facts {
         change(&mut self.known.borrow_mut());
     }
 
-    /// Tells the connection's watchdog whose turn it is.
-    pub fn set_waiting_for_app(&self, waiting: bool) {
-        if self.waiting_for_app.replace(waiting) != waiting {
+    /// How long it stood in line.
+    pub fn queued(&self) -> Duration {
+        self.known.borrow().queue.unwrap_or_default()
+    }
+
+    /// Tells the connection's watchdog whose turn it is; returns what it believed before.
+    pub fn set_waiting_for_app(&self, waiting: bool) -> bool {
+        let before = self.waiting_for_app.replace(waiting);
+        if before != waiting {
             match waiting {
                 true => self.connection.activity.begin_waiting_for_app(),
                 false => self.connection.activity.end_waiting_for_app(),
             }
         }
+        before
     }
 
     /// The status that the client saw and, if the answer is not the app's whole answer, why.
@@ -191,7 +203,9 @@ impl Facts {
             line.text("target", target.label.as_bytes());
         }
         line.millis("duration_ms", total);
-        for (name, value) in [("connect_ms", known.connect), ("first_byte_ms", known.first_byte)] {
+        let times =
+            [("queue_ms", known.queue), ("connect_ms", known.connect), ("first_byte_ms", known.first_byte)];
+        for (name, value) in times {
             if let Some(value) = value {
                 line.millis(name, value);
             }
@@ -228,13 +242,14 @@ impl Drop for Facts {
         let (status, reason) = self.outcome();
         worker.log.line(|line| self.write(line, status, reason, total));
         let known = self.known.borrow();
-        let stats = known.target.as_ref().map_or_else(|| worker.metrics.unrouted(), |target| &target.stats);
+        let stats = known.target.as_ref().map(|target| &target.stats).or(known.unseated.as_ref());
+        let stats = stats.unwrap_or_else(|| worker.metrics.unrouted());
         stats.record(
             worker.index,
             &Observation {
                 status,
                 reason,
-                queue: None,
+                queue: known.queue,
                 connect: known.connect,
                 first_byte: known.first_byte,
                 total,

@@ -15,6 +15,7 @@ use model::canary::{COOKIE_PLAIN, COOKIE_SECURE, Cohort, Visit};
 use model::reason::Reason;
 use model::route::Lookup;
 
+use super::admit::{self, CUTOVERS_MAX, Entrance, InLine};
 use super::answer;
 use super::body::{AnswerBody, EventStream, RequestBody, TargetBody};
 use super::exchange::{Exchange, Facts};
@@ -32,20 +33,12 @@ use super::upstream::upload::Upload;
 use crate::release::InFlight;
 use crate::snapshot::{Service, Slot, Snapshot};
 
-/// Releases that closed between loading the snapshot and entering; each time a newer snapshot is there.
-const CUTOVERS_MAX: usize = 100;
-
 /// Answers one request. Never fails: what goes wrong becomes an answer with a reason.
 pub async fn serve(exchange: Exchange) -> Response<AnswerBody> {
     let Exchange { body, facts } = exchange;
-    let answered = match decide(&facts) {
-        Ok(Decision::Redirect(location, reason)) => {
-            facts.note(|known| known.reason = Some(reason));
-            let keep_method = !matches!(facts.head.borrow().method, Method::GET | Method::HEAD);
-            let tell = facts.connection.worker.config.reason_header;
-            return answer::redirect(&location, keep_method, reason, tell);
-        }
-        Ok(Decision::Forward(plan)) => forward(body, plan, &facts).await,
+    let checked = hygiene::check(&mut facts.head.borrow_mut());
+    let answered = match checked {
+        Ok(()) => route(body, &facts).await,
         Err(reason) => Err(reason),
     };
     answered.unwrap_or_else(|reason| {
@@ -56,29 +49,54 @@ pub async fn serve(exchange: Exchange) -> Response<AnswerBody> {
     })
 }
 
+/// Decides where the request goes, waits there for a seat if none is free, and sends it.
+async fn route(body: Incoming, facts: &Rc<Facts>) -> Result<Response<AnswerBody>, Reason> {
+    let worker = &facts.connection.worker;
+    loop {
+        let (plan, entrance) = match decide(facts, body.size_hint().exact())? {
+            Decision::Redirect(location, reason) => {
+                facts.note(|known| known.reason = Some(reason));
+                let keep_method = !matches!(facts.head.borrow().method, Method::GET | Method::HEAD);
+                return Ok(answer::redirect(&location, keep_method, reason, worker.config.reason_header));
+            }
+            Decision::Forward(plan, in_flight) => (plan, Some(in_flight)),
+            // Boxed, so that requests that need not wait are not larger for it.
+            Decision::Wait(plan, line) => {
+                let entered = Box::pin(line.wait(worker, &plan.service.policy.concurrency, facts)).await?;
+                (plan, entered)
+            }
+        };
+        // `None`: the release ended while the request stood in line, so all is decided anew.
+        if let Some(in_flight) = entrance {
+            return forward(body, plan, in_flight, facts).await;
+        }
+    }
+}
+
 /// Everything that is decided before the first await, on one snapshot.
 enum Decision {
     Redirect(String, Reason),
-    Forward(Plan),
+    Forward(Plan, InFlight),
+    /// As planned, once there is a seat.
+    Wait(Plan, InLine),
 }
 
 /// Where a request goes.
 struct Plan {
     service: Arc<Service>,
     cohort: Cohort,
-    in_flight: InFlight,
     /// Of the path, to be removed.
     strip: usize,
     visitor_cookie: Option<String>,
     forwarded: Forwarded,
 }
 
-fn decide(facts: &Facts) -> Result<Decision, Reason> {
+/// `body_bytes`: where the client announces how many.
+fn decide(facts: &Facts, body_bytes: Option<u64>) -> Result<Decision, Reason> {
     let connection = &facts.connection;
     let worker = &connection.worker;
     let https = connection.tls.is_some();
     facts.note(|known| known.https = https);
-    hygiene::check(&mut facts.head.borrow_mut())?;
     let head = facts.head.borrow();
     let host = hygiene::host(&head)?;
     let forwarded = Forwarded::read(&head.headers, connection.peer, https, &worker.config.trusted_proxies);
@@ -97,18 +115,25 @@ fn decide(facts: &Facts) -> Result<Decision, Reason> {
             return Ok(Decision::Redirect(location, reason));
         }
         let (slot, visitor_cookie, overridden) = choose_slot(&head.headers, service, &forwarded);
-        let target = worker.next_target(slot);
-        let Some(in_flight) = slot.release.enter(target, worker.index) else { continue };
         facts.note(|known| {
             known.release = Some(Arc::clone(&slot.release.id));
             known.cohort = Some(slot.cohort);
-            known.target = Some(Arc::clone(target));
             known.overridden = overridden;
         });
-        let strip =
-            if service.policy.strip_path_prefix && !prefix.is_root() { prefix.as_str().len() } else { 0 };
+        let policy = &service.policy;
+        if body_bytes.is_some_and(|bytes| bytes > policy.request_body_bytes_max) {
+            facts.note(|known| known.unseated = Some(Arc::clone(&slot.release.unseated)));
+            return Err(Reason::BodyTooLarge);
+        }
+        let entrance = admit::enter(worker, slot, &policy.concurrency, facts)?;
+        let strip = if policy.strip_path_prefix && !prefix.is_root() { prefix.as_str().len() } else { 0 };
         let (service, cohort) = (Arc::clone(service), slot.cohort);
-        return Ok(Decision::Forward(Plan { service, cohort, in_flight, strip, visitor_cookie, forwarded }));
+        let plan = Plan { service, cohort, strip, visitor_cookie, forwarded: forwarded.clone() };
+        match entrance {
+            Entrance::In(in_flight) => return Ok(Decision::Forward(plan, in_flight)),
+            Entrance::Line(line) => return Ok(Decision::Wait(plan, line)),
+            Entrance::Closed => {}
+        }
     }
     Err(Reason::Internal)
 }
@@ -182,18 +207,20 @@ fn unix_time() -> std::time::Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-async fn forward(body: Incoming, plan: Plan, facts: &Rc<Facts>) -> Result<Response<AnswerBody>, Reason> {
+async fn forward(
+    body: Incoming,
+    plan: Plan,
+    in_flight: InFlight,
+    facts: &Rc<Facts>,
+) -> Result<Response<AnswerBody>, Reason> {
     let worker = &facts.connection.worker;
     let policy = &plan.service.policy;
-    if body.size_hint().exact().is_some_and(|bytes| bytes > policy.request_body_bytes_max) {
-        return Err(Reason::BodyTooLarge);
-    }
     let client_upgrade = client_upgrade(&mut facts.head.borrow_mut(), &body);
     let upload = upload(body, &plan, facts, client_upgrade.is_some());
 
     facts.set_waiting_for_app(true);
     let route = Route { service: &plan.service, cohort: plan.cohort };
-    let sent = send::send(worker, upload, &route, plan.in_flight, facts).await;
+    let sent = send::send(worker, upload, &route, in_flight, facts).await;
     facts.set_waiting_for_app(false);
     let Sent { head, lease, in_flight } = sent?;
     facts.note(|known| known.first_byte = Some(facts.arrived.elapsed()));
@@ -243,7 +270,8 @@ fn upload(body: Incoming, plan: &Plan, facts: &Rc<Facts>, websocket: bool) -> Up
         port: facts.connection.port,
         strip: plan.strip,
         request_id: known.request_id.as_ref().map_or(&b""[..], RequestId::as_bytes),
-        now_ms: unix_time().as_millis() as u64,
+        // Time in line is queue time too, for whoever scales by it.
+        now_ms: unix_time().saturating_sub(known.queue.unwrap_or_default()).as_millis() as u64,
         body: framing,
         websocket,
     }
@@ -279,7 +307,7 @@ fn switch_protocols(
     facts: &Rc<Facts>,
 ) -> Result<Response<AnswerBody>, Reason> {
     let farewell = Farewell::new(in_flight.release(), &facts.connection.worker);
-    let held = (in_flight.into_socket(), Rc::clone(facts));
+    let held = (in_flight.into_tunnel(), Rc::clone(facts));
     let (target, ahead) = lease.into_stream().ok_or(Reason::UpstreamProtocol)?;
     facts.connection.worker.tasks.spawn_local(async move {
         let Ok(client) = client.await else { return };

@@ -3,6 +3,7 @@
 pub mod connect;
 pub mod connection;
 pub mod framing;
+pub mod kept;
 pub mod pool;
 pub mod probe;
 pub mod request_head;
@@ -10,4 +11,5 @@ pub mod response_head;
 pub mod retry;
 pub mod send;
 pub mod stream;
+pub mod timing;
 pub mod upload;

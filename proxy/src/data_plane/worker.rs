@@ -4,6 +4,8 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use model::balance::Random;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -12,8 +14,7 @@ use super::tls;
 use super::upstream::pool::Pool;
 use super::upstream::retry::RetryBudget;
 use crate::config::Config;
-use crate::release::Target;
-use crate::snapshot::{Published, Slot};
+use crate::snapshot::Published;
 use crate::telemetry::access_log::{AccessLog, Sink};
 use crate::telemetry::metrics::Metrics;
 
@@ -33,7 +34,11 @@ pub struct Worker {
     /// For redirects; `None` without an HTTPS listener.
     pub https_port: Option<u16>,
     pub tls: Arc<rustls::ServerConfig>,
-    turn: Cell<usize>,
+    /// Requests that a target works on for nobody; nobody waits for them at shutdown.
+    pub abandoned: TaskTracker,
+    /// What latencies are timed by.
+    pub epoch: Instant,
+    pub random: Cell<Random>,
 }
 
 /// What every worker is built from; the same for all but the index and the sockets.
@@ -62,16 +67,18 @@ impl Worker {
             // A child of one's own: polling it takes a lock, which the workers must not share.
             shutdown: setup.shutdown.child_token(),
             https_port: setup.https_port,
-            turn: Cell::new(index),
+            abandoned: TaskTracker::new(),
+            epoch: Instant::now(),
+            random: Cell::new(Random::new(random_seed())),
         })
     }
+}
 
-    /// The next target of a slot, round robin.
-    pub fn next_target<'s>(&self, slot: &'s Slot) -> &'s Arc<Target> {
-        let turn = self.turn.get();
-        self.turn.set(turn.wrapping_add(1));
-        &slot.targets[turn % slot.targets.len()]
-    }
+/// Another one for each worker and VM, so that they do not pick in step. The standard library seeds each
+/// hasher at random.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
 
 /// Runs one worker on the calling thread until `setup.shutdown`, then until its connections have ended or

@@ -159,6 +159,9 @@ pub struct Labels {
 }
 
 impl Labels {
+    /// Of requests that waited for a target in vain.
+    pub const NO_TARGET: &str = "";
+
     fn pairs(&self) -> [(&str, &str); 4] {
         [
             ("service", &self.service),
@@ -167,6 +170,14 @@ impl Labels {
             ("target", &self.target),
         ]
     }
+}
+
+/// How full things are at the moment of a scrape.
+pub struct Gauges {
+    /// By target: requests that it has in flight, and upgraded connections and event streams.
+    pub in_flight: Vec<(Labels, u64, u64)>,
+    /// By release, without a target: requests that wait for a seat.
+    pub waiting: Vec<(Labels, u64)>,
 }
 
 /// Every series of the process.
@@ -221,9 +232,9 @@ impl Metrics {
     }
 
     /// The text of a scrape (OpenMetrics 1.0).
-    pub fn render(self: &Arc<Self>) -> String {
+    pub fn render(self: &Arc<Self>, gauges: Gauges) -> String {
         let mut registry = Registry::with_prefix("portcullis");
-        registry.register_collector(Box::new(Scrape(Arc::clone(self))));
+        registry.register_collector(Box::new(Scrape(Arc::clone(self), gauges)));
         let mut text = String::new();
         // Writing to a String cannot fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
@@ -236,7 +247,7 @@ impl Metrics {
     }
 }
 
-struct Scrape(Arc<Metrics>);
+struct Scrape(Arc<Metrics>, Gauges);
 
 impl fmt::Debug for Scrape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -257,6 +268,10 @@ impl Collector for Scrape {
             cohort: Cohort::Stable,
             target: nowhere,
         };
+        // Services where nobody ever waited in vain need no such series.
+        series.retain(|(labels, stats)| {
+            &*labels.target != Labels::NO_TARGET || stats.totals() != Totals::default()
+        });
         series.insert(0, (unrouted, Arc::clone(&self.0.unrouted)));
 
         encode_requests(&mut encoder, &series)?;
@@ -289,6 +304,7 @@ impl Collector for Scrape {
                 encode_histogram(metric.encode_family(&labels.pairs())?, stats, of)?;
             }
         }
+        encode_gauges(&mut encoder, &self.1)?;
         encode_process(&mut encoder, &self.0.process)
     }
 }
@@ -342,6 +358,31 @@ fn encode_histogram(mut metric: MetricEncoder<'_>, stats: &TargetStats, of: Hist
     metric.encode_histogram::<NoLabelSet>(sum, count, &counts, None)
 }
 
+fn encode_gauges(encoder: &mut DescriptorEncoder<'_>, gauges: &Gauges) -> fmt::Result {
+    let requests = gauges.in_flight.iter().map(|(labels, requests, _)| (labels, *requests));
+    encode_gauge(encoder, "in_flight", "Requests that the target has in flight", requests)?;
+    let sockets = gauges.in_flight.iter().map(|(labels, _, sockets)| (labels, *sockets));
+    encode_gauge(encoder, "sockets", "WebSockets and event streams of the target", sockets)?;
+    let waiting = gauges.waiting.iter().map(|(labels, waiting)| (labels, *waiting));
+    encode_gauge(encoder, "waiting", "Requests that wait for a seat of one of the targets", waiting)
+}
+
+fn encode_gauge<'l>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = (&'l Labels, u64)>,
+) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (labels, value) in values {
+        let pairs = labels.pairs();
+        // Those of a release have no target.
+        let pairs = if &*labels.target == Labels::NO_TARGET { &pairs[..3] } else { &pairs[..] };
+        metric.encode_family(&pairs)?.encode_gauge(&i64::try_from(value).unwrap_or(i64::MAX))?;
+    }
+    Ok(())
+}
+
 fn encode_process(encoder: &mut DescriptorEncoder<'_>, process: &Process) -> fmt::Result {
     for (name, help, count) in [
         (
@@ -387,13 +428,17 @@ mod tests {
         stats.record(1, &refused);
         assert_eq!(stats.totals(), Totals { requests: 3, gateway_errors: 1 });
 
-        let text = metrics.render();
+        let nobody = Labels { target: Labels::NO_TARGET.into(), ..labels.clone() };
+        let text = metrics.render(Gauges { in_flight: vec![(labels, 3, 1)], waiting: vec![(nobody, 7)] });
         let of = r#"service="shop",release="r1",cohort="stable",target="127.0.0.1:1""#;
         for line in [
             format!("portcullis_requests_total{{{of},code=\"2xx\"}} 2"),
             format!("portcullis_own_answers_total{{{of},reason=\"connect_failed\"}} 1"),
             format!("portcullis_request_seconds_bucket{{le=\"0.005\",{of}}} 3"),
             format!("portcullis_request_seconds_count{{{of}}} 3"),
+            format!("portcullis_in_flight{{{of}}} 3"),
+            format!("portcullis_sockets{{{of}}} 1"),
+            r#"portcullis_waiting{service="shop",release="r1",cohort="stable"} 7"#.to_owned(),
         ] {
             assert!(text.contains(&line), "{line} is not in\n{text}");
         }

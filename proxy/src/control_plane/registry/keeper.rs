@@ -21,7 +21,7 @@ use super::super::changes::{self, Change, Origin};
 use super::super::gate::probe_host;
 use super::super::monitor::{HealthChange, Monitor, Role, Watched};
 use super::super::operations::Operations;
-use super::super::{now_ms, snapshots};
+use super::super::{admissions, now_ms, snapshots};
 use super::{Command, Commit, Committed, Registry, View};
 use crate::adapters::state_file::{State, StateFile};
 use crate::release::Endpoint;
@@ -194,7 +194,8 @@ impl Keeper {
     fn publish(&self) {
         let readings = self.monitor.readings();
         let standings = |id| readings.standing(id);
-        self.parts.published.publish(snapshots::build(&self.current, &standings, &self.parts.secret));
+        let next = snapshots::build(&self.current, &standings, &self.parts.secret);
+        admissions::publish(&self.parts.published, next, &standings);
     }
 
     fn watch(&mut self) {

@@ -18,7 +18,6 @@ use super::framing::{Framing, FramingError, Piece};
 use super::response_head::{self, HeadError, ResponseHead};
 use super::stream::{Scratch, Stream};
 use super::upload::{Upload, UploadError};
-use crate::data_plane::body::RequestProgress;
 use crate::data_plane::deadline::Deadline;
 use crate::data_plane::exchange::Facts;
 use crate::data_plane::interim;
@@ -84,6 +83,15 @@ pub enum AskError {
     Closed { begun: bool, source: Option<io::Error> },
     #[error("the answer is not one")]
     Head(#[from] HeadError),
+}
+
+/// What an answer is bound to.
+pub struct Terms<'t> {
+    /// The answer to HEAD has no body.
+    pub to_head: bool,
+    pub timeouts: &'t Timeouts,
+    /// `None`: nobody waits for the answer any more, and the target has the whole request.
+    pub facts: Option<&'t Facts>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -166,8 +174,8 @@ impl Connection {
         &mut self,
         cx: &mut Context<'_>,
         upload: &mut Upload,
-        (timeouts, began): (&Timeouts, Instant),
-        facts: &Facts,
+        terms: &Terms<'_>,
+        began: Instant,
         scratch: &RefCell<Scratch>,
     ) -> Poll<Result<ResponseHead, AskError>> {
         if self.cut.has_happened(cx) {
@@ -184,10 +192,12 @@ impl Connection {
         }
         loop {
             if !self.unread.is_empty()
-                && let Some(head) = response_head::take(&mut self.unread, facts.is_head())?
+                && let Some(head) = response_head::take(&mut self.unread, terms.to_head)?
             {
                 if head.status.is_informational() && head.status != http::StatusCode::SWITCHING_PROTOCOLS {
-                    interim::pass(&head, facts);
+                    if let Some(facts) = terms.facts {
+                        interim::pass(&head, facts);
+                    }
                     continue;
                 }
                 self.deadline.clear();
@@ -201,7 +211,7 @@ impl Connection {
                 Poll::Pending => break,
             }
         }
-        self.deadline.set(due(timeouts, began, &facts.request_body));
+        self.deadline.set(due(terms, began));
         ready!(self.deadline.poll(cx));
         Poll::Ready(Err(AskError::Timeout))
     }
@@ -273,8 +283,9 @@ fn join(front: &Bytes, back: Bytes) -> Bytes {
 
 /// The limit runs from the end of the request body: a long upload is not the target's slowness, and has a limit of
 /// its own on progress.
-fn due(timeouts: &Timeouts, began: Instant, body: &RequestProgress) -> Instant {
-    let Timeouts { response_head, body_idle, .. } = *timeouts;
+fn due(terms: &Terms<'_>, began: Instant) -> Instant {
+    let Timeouts { response_head, body_idle, .. } = *terms.timeouts;
+    let Some(body) = terms.facts.map(|facts| &facts.request_body) else { return began + response_head };
     match body.ended.get() {
         Some(ended) => ended.max(began) + response_head,
         // While the client is waited for, the body's own timer runs; when that has not struck by now, it is the

@@ -12,17 +12,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use model::service::Timeouts;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use super::connection::{AskError, Connection, Cut, ReadError, Reading};
+use super::connection::{AskError, Connection, Cut, ReadError, Reading, Terms};
 use super::framing::{Framing, Piece};
 use super::response_head::ResponseHead;
 use super::stream::{Scratch, Stream};
 use super::upload::Upload;
-use crate::data_plane::exchange::Facts;
 use crate::release::Ending;
 
 /// Below Puma's keep-alive timeout, so that we close first.
@@ -125,14 +123,9 @@ pub struct Lease {
 
 impl Lease {
     /// Sends `upload` and waits for the head of its answer.
-    pub async fn ask(
-        &mut self,
-        upload: &mut Upload,
-        timeouts: &Timeouts,
-        facts: &Facts,
-    ) -> Result<ResponseHead, AskError> {
-        let (limits, scratch) = ((timeouts, Instant::now()), &self.pool.0.scratch);
-        poll_fn(|cx| self.connection.poll_ask(cx, upload, limits, facts, scratch)).await
+    pub async fn ask(&mut self, upload: &mut Upload, terms: &Terms<'_>) -> Result<ResponseHead, AskError> {
+        let (began, scratch) = (Instant::now(), &self.pool.0.scratch);
+        poll_fn(|cx| self.connection.poll_ask(cx, upload, terms, began, scratch)).await
     }
 
     pub fn poll_body(

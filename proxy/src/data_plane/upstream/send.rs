@@ -15,13 +15,16 @@ use tokio::time::Instant;
 
 use super::connect::{ConnectError, connect};
 use super::connection::AskError;
+use super::kept::{Asked, Exchanged};
 use super::pool::Lease;
 use super::response_head::ResponseHead;
+use super::timing::Timing;
 use super::upload::Upload;
+use crate::data_plane::admit::enter_elsewhere;
 use crate::data_plane::exchange::Facts;
 use crate::data_plane::worker::Worker;
 use crate::release::{InFlight, Target};
-use crate::snapshot::{Service, Slot};
+use crate::snapshot::Service;
 
 /// An answer's head, and what its body keeps busy.
 pub struct Sent {
@@ -44,36 +47,43 @@ pub async fn send(
     facts: &Facts,
 ) -> Result<Sent, Reason> {
     worker.retries.earn();
-    let mut refused: Vec<u64> = Vec::new();
+    let mut refused: Vec<Arc<Target>> = Vec::new();
     let mut fresh_only = false;
     loop {
-        let target = in_flight.target();
-        let pooled = if fresh_only { None } else { worker.pool.take(target.id) };
-        let mut lease = match pooled {
+        let timing = Timing::new(&in_flight, facts);
+        let pooled = if fresh_only { None } else { worker.pool.take(in_flight.target().id) };
+        let lease = match pooled {
             Some(lease) => lease,
             None => match open(worker, &in_flight, &route.service.policy.timeouts, facts).await {
                 Ok(lease) => lease,
                 Err(error) => {
-                    refused.push(target.id);
-                    in_flight = elsewhere(worker, route, &in_flight, &refused)
-                        .ok_or_else(|| reason_of_connect(&error, &in_flight))?;
-                    facts.note(|known| {
-                        known.target = Some(Arc::clone(in_flight.target()));
-                        known.retried = true;
-                    });
+                    let reason = reason_of_connect(&error, &in_flight);
+                    timing.failed(reason);
+                    refused.push(Arc::clone(in_flight.target()));
+                    let entered = enter_elsewhere(worker, route, in_flight, &refused, facts);
+                    in_flight = Box::pin(entered).await?.ok_or(reason)?;
+                    facts.note(|known| known.retried = true);
                     continue;
                 }
             },
         };
-        match lease.ask(&mut upload, &route.service.policy.timeouts, facts).await {
+        let timeouts = &route.service.policy.timeouts;
+        let mut asked = Asked::new(Exchanged { lease, upload, in_flight }, timeouts, facts);
+        let answer = asked.answer().await;
+        let mut lease;
+        Exchanged { lease, upload, in_flight } = asked.finish();
+        match answer {
             Ok(head) => {
+                timing.answered();
                 lease.let_upload_go_on(upload, in_flight.release().ending());
                 return Ok(Sent { head, lease, in_flight });
             }
             Err(error) => {
                 let again = lease.reused && may_repeat(&error, &upload, facts) && upload.rewind();
                 if !(again && worker.retries.spend()) {
-                    return Err(reason_of_ask(&error, &in_flight, facts));
+                    let reason = reason_of_ask(&error, &in_flight, facts);
+                    timing.failed(reason);
+                    return Err(reason);
                 }
                 fresh_only = true;
                 facts.note(|known| known.retried = true);
@@ -99,27 +109,6 @@ async fn open(
     let lease = connect(&worker.pool, in_flight.release(), in_flight.target(), timeouts.connect).await?;
     facts.note(|known| known.connect = Some(began.elapsed()));
     Ok(lease)
-}
-
-/// A target that has not refused yet: of the same release, or of the one that took over meanwhile.
-fn elsewhere(worker: &Worker, route: &Route<'_>, in_flight: &InFlight, refused: &[u64]) -> Option<InFlight> {
-    let snapshot;
-    let service = if in_flight.release().is_closed() {
-        snapshot = worker.published.load();
-        snapshot.services.get(&route.service.name)?
-    } else {
-        route.service
-    };
-    let slot = slot_of(service, route.cohort).unwrap_or(&service.stable);
-    let next: &Arc<Target> = slot.targets.iter().find(|target| !refused.contains(&target.id))?;
-    slot.release.enter(next, worker.index)
-}
-
-fn slot_of(service: &Service, cohort: Cohort) -> Option<&Slot> {
-    match cohort {
-        Cohort::Stable => Some(&service.stable),
-        Cohort::Canary => service.canary.as_ref().map(|canary| &canary.slot),
-    }
 }
 
 fn reason_of_connect(error: &ConnectError, in_flight: &InFlight) -> Reason {
