@@ -2,6 +2,7 @@
 //! snapshot.
 
 pub mod activity;
+pub mod admission;
 pub mod answer;
 pub mod body;
 pub mod client_io;
@@ -12,12 +13,16 @@ pub mod headers;
 pub mod http2_stream;
 pub mod hygiene;
 pub mod layers;
+pub mod lines;
 pub mod listener;
+pub mod pace;
+pub mod roster;
 pub mod server;
 pub mod stack;
 pub mod tls;
 pub mod upgrade;
 pub mod upstream;
+pub mod wire;
 pub mod worker;
 #[cfg(test)]
 mod worker_tests;

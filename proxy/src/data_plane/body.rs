@@ -17,6 +17,7 @@ use tokio::time::{Instant, Sleep};
 use super::activity::{Activity, Busy};
 use super::exchange::Facts;
 use super::headers::strip_trailers;
+use super::pace::Sender;
 use super::upgrade::Farewell;
 use super::upstream::pool::Lease;
 use crate::release::InFlight;
@@ -28,6 +29,8 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 pub enum BodyError {
     #[error("the request body is larger than {0} bytes")]
     TooLarge(u64),
+    #[error("the client sends its body too slowly")]
+    TooSlow,
     #[error("no progress for {0:?}")]
     Stalled(Duration),
     #[error("the client's body broke off")]
@@ -71,8 +74,7 @@ pub struct RequestBody {
     /// An answer may end before the body that it answers; until both have, the connection is busy.
     _busy: Option<Busy>,
     bytes_max: u64,
-    idle: Duration,
-    timer: StallTimer,
+    sender: Option<Sender>,
 }
 
 impl RequestBody {
@@ -80,15 +82,16 @@ impl RequestBody {
         let inner = (!inner.is_end_stream()).then_some(inner);
         let progress = Rc::clone(&facts.request_body);
         progress.ended.set(inner.is_none().then(Instant::now));
-        let busy = inner.is_some().then(|| Busy::new(&facts.connection.activity));
-        Self { inner, progress, _busy: busy, bytes_max, idle, timer: StallTimer::default() }
+        let pace = facts.connection.worker.config.limits.sending(idle);
+        let sender = inner.is_some().then(|| Sender::new(pace, facts.arrived));
+        let busy = inner.is_some().then(|| Busy::new(&facts.connection));
+        Self { inner, progress, _busy: busy, bytes_max, sender }
     }
 
     /// A body that was empty is empty again on a retry.
     pub fn empty(progress: Rc<RequestProgress>) -> Self {
         progress.ended.set(Some(Instant::now()));
-        let timer = StallTimer::default();
-        Self { inner: None, progress, _busy: None, bytes_max: 0, idle: Duration::MAX, timer }
+        Self { inner: None, progress, _busy: None, bytes_max: 0, sender: None }
     }
 
     fn fail(&mut self, reason: Reason, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
@@ -109,11 +112,10 @@ impl Body for RequestBody {
         let this = &mut *self;
         let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
         let Poll::Ready(frame) = Pin::new(inner).poll_frame(cx) else {
-            ready!(this.timer.poll(cx, this.idle));
-            let idle = this.idle;
-            return this.fail(Reason::BodyTimeout, BodyError::Stalled(idle));
+            let Some(sender) = &mut this.sender else { return Poll::Pending };
+            ready!(sender.poll_wait(cx));
+            return this.fail(Reason::BodyTimeout, BodyError::TooSlow);
         };
-        this.timer.disarm();
         this.progress.touched.set(true);
         match frame {
             None => {
@@ -135,6 +137,9 @@ impl Body for RequestBody {
                 }
                 let now = Instant::now();
                 this.progress.moved.set(Some(now));
+                if let Some(sender) = &mut this.sender {
+                    sender.moved(frame.data_ref().map_or(0, Bytes::len), now);
+                }
                 // hyper does not ask again behind the last frame of a body of known length.
                 if this.inner.as_ref().is_none_or(Body::is_end_stream) {
                     this.progress.ended.set(Some(now));
