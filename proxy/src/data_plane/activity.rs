@@ -43,6 +43,8 @@ pub struct Activity {
     /// counted when they are handed over, but they are when they are taken.
     held: AtomicU64,
     held_by_worker: Arc<WorkerConnections>,
+    /// 1: what was sent and not read is not worth keeping.
+    cut: AtomicU64,
     /// 1: a request was answered before its body had been read.
     unread: AtomicU64,
 }
@@ -82,6 +84,7 @@ impl Activity {
             reading,
             held: zero(),
             held_by_worker,
+            cut: zero(),
             unread: zero(),
         }
     }
@@ -123,6 +126,15 @@ impl Activity {
 
     pub fn has_left_unread(&self) -> bool {
         get(&self.unread) == 1
+    }
+
+    /// The connection ends without regard for what its client has not read.
+    pub fn cut(&self) {
+        set(&self.cut, 1);
+    }
+
+    pub fn is_cut(&self) -> bool {
+        get(&self.cut) == 1
     }
 
     pub fn is_idle(&self) -> bool {

@@ -12,6 +12,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
@@ -19,8 +20,11 @@ use tokio::time::Instant;
 use crate::config::Limits;
 use crate::telemetry::metrics::Metrics;
 
-/// No connection is idle.
+/// Nobody is in that line.
 const NEVER: u64 = u64::MAX;
+/// How long a client that was let in may take before it is worth less than one that has asked for something:
+/// some round trips and a slow radio.
+const NEW_FOR: Duration = Duration::from_secs(2);
 
 pub struct Admission {
     metrics: Arc<Metrics>,
@@ -36,6 +40,7 @@ pub struct Admission {
 /// What a worker shows the others, and what they ask of it.
 #[repr(align(64))]
 struct Door {
+    oldest_new_us: AtomicU64,
     oldest_idle_us: AtomicU64,
     asked: AtomicUsize,
     waker: AtomicWaker,
@@ -50,6 +55,16 @@ pub enum NoPlace {
     NotYet,
     /// Its client has enough of them.
     Client,
+}
+
+/// A connection that can go for a newcomer, with the µs since when it waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Choice {
+    /// It never asked for anything, and could have.
+    Overdue(u64),
+    Idle(u64),
+    /// Where nobody else is left: flooded, we serve who asks at once.
+    New(u64),
 }
 
 /// One of the places, given back when dropped.
@@ -70,6 +85,7 @@ impl Drop for Admitted {
 impl Admission {
     pub fn new(limits: &Limits, workers: usize, metrics: Arc<Metrics>) -> Arc<Self> {
         let door = || Door {
+            oldest_new_us: AtomicU64::new(NEVER),
             oldest_idle_us: AtomicU64::new(NEVER),
             asked: AtomicUsize::new(0),
             waker: AtomicWaker::new(),
@@ -85,7 +101,7 @@ impl Admission {
         })
     }
 
-    /// Lets `peer` in, if need be for another; `make_room` has the oldest idle connection closed.
+    /// Lets `peer` in, if need be for another; `make_room` has one closed that is missed less.
     pub fn enter(
         self: &Arc<Self>,
         peer: IpAddr,
@@ -111,16 +127,25 @@ impl Admission {
         }
     }
 
-    /// The worker whose idle connection is the oldest of all.
-    pub fn worker_with_oldest_idle(&self) -> Option<usize> {
+    /// The worker with the connection that is missed least.
+    pub fn worker_to_make_room(&self, now: Instant) -> Option<usize> {
         let door = |(worker, door): (usize, &Door)| {
             let idle = self.metrics.connections().workers[worker].idle.load(Ordering::Relaxed);
             // Those that it was asked for already are as good as gone.
             let spare = idle > door.asked.load(Ordering::Relaxed);
-            let oldest = door.oldest_idle_us.load(Ordering::Relaxed);
-            (spare && oldest != NEVER).then_some((oldest, worker))
+            let read = |cell: &AtomicU64| Some(cell.load(Ordering::Relaxed)).filter(|since| *since != NEVER);
+            let choice = self.choose(read(&door.oldest_new_us), read(&door.oldest_idle_us), now);
+            choice.filter(|_| spare).map(|choice| (choice, worker))
         };
         self.doors.iter().enumerate().filter_map(door).min().map(|(_, worker)| worker)
+    }
+
+    /// Whom to send away of those that have been longest in their lines, since so many µs; choices compare by
+    /// how little the connection is missed.
+    pub fn choose(&self, new: Option<u64>, idle: Option<u64>, now: Instant) -> Option<Choice> {
+        let overdue = |since: &u64| self.us(now).saturating_sub(*since) >= NEW_FOR.as_micros() as u64;
+        let overdue = new.filter(overdue).map(Choice::Overdue);
+        overdue.or(idle.map(Choice::Idle)).or(new.map(Choice::New))
     }
 
     /// Asks another worker to close its oldest idle connection.
@@ -139,8 +164,10 @@ impl Admission {
         }
     }
 
-    pub fn show_oldest_idle(&self, worker: usize, since_us: Option<u64>) {
-        self.doors[worker].oldest_idle_us.store(since_us.unwrap_or(NEVER), Ordering::Relaxed);
+    pub fn show_oldest(&self, worker: usize, new_us: Option<u64>, idle_us: Option<u64>) {
+        let door = &self.doors[worker];
+        door.oldest_new_us.store(new_us.unwrap_or(NEVER), Ordering::Relaxed);
+        door.oldest_idle_us.store(idle_us.unwrap_or(NEVER), Ordering::Relaxed);
     }
 
     /// The same clock for all workers.
@@ -273,18 +300,34 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_idle_of_all_workers_goes() {
+    fn whoever_is_missed_least_goes() {
         let admission = admission(2, 0);
-        let idle = |worker: usize, count| {
-            admission.metrics.connections().workers[worker].idle.store(count, Ordering::Relaxed);
-        };
-        assert_eq!(admission.worker_with_oldest_idle(), None);
-        for (worker, since_us) in [(0, 20), (1, 10)] {
-            idle(worker, 1);
-            admission.show_oldest_idle(worker, Some(since_us));
+        let second = 1_000_000;
+        let now = admission.origin + Duration::from_secs(10);
+        for (new, idle, want) in [
+            (None, None, None),
+            (None, Some(5), Some(Choice::Idle(5))),
+            (Some(5), Some(1), Some(Choice::Overdue(5))),
+            (Some(9 * second), Some(9 * second + 1), Some(Choice::Idle(9 * second + 1))),
+            (Some(9 * second), None, Some(Choice::New(9 * second))),
+        ] {
+            assert_eq!(admission.choose(new, idle, now), want, "{new:?} {idle:?}");
         }
-        assert_eq!(admission.worker_with_oldest_idle(), Some(1));
+    }
+
+    #[test]
+    fn the_oldest_of_all_workers_goes() {
+        let admission = admission(2, 0);
+        let now = admission.origin;
+        let show = |worker: usize, idle_us| {
+            admission.metrics.connections().workers[worker].idle.store(1, Ordering::Relaxed);
+            admission.show_oldest(worker, None, Some(idle_us));
+        };
+        assert_eq!(admission.worker_to_make_room(now), None);
+        show(0, 20);
+        show(1, 10);
+        assert_eq!(admission.worker_to_make_room(now), Some(1));
         admission.ask(1);
-        assert_eq!(admission.worker_with_oldest_idle(), Some(0), "the other's only one is spoken for");
+        assert_eq!(admission.worker_to_make_room(now), Some(0), "the other's only one is spoken for");
     }
 }

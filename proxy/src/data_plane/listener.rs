@@ -23,6 +23,8 @@ const ERROR_PAUSE: Duration = Duration::from_millis(50);
 /// How long, and how often, to wait for places that are being given up.
 const PLACE_PAUSE: Duration = Duration::from_millis(2);
 const PLACE_TRIES: u32 = 10;
+/// What our kernel takes beyond what a client's window lets it send.
+const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 /// How long a client's kernel may be silent.
 const SILENT_MAX: Duration = Duration::from_secs(60);
 
@@ -92,6 +94,9 @@ fn set_options(stream: &TcpStream) {
     let keepalive = TcpKeepalive::new().with_time(SILENT_MAX).with_interval(SILENT_MAX / 4);
     let _ = socket.set_tcp_keepalive(&keepalive);
     let _ = socket.set_tcp_user_timeout(Some(SILENT_MAX));
+    // The kernel takes megabytes for a client that does not read; a megabyte each for thousands of them is
+    // the machine's memory, and hides for minutes whether a client reads at all.
+    let _ = socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
 }
 
 /// Accepts until shutdown. No error ends the loop: a connection that died in the queue and a lack of

@@ -1,8 +1,8 @@
 //! A worker's connections: which of them are idle, whom to send away when room is needed, and how they hear
 //! of it.
 //!
-//! What costs least goes first: the oldest handshake for a newer one, the oldest idle connection for a new
-//! one, and when too much is held for clients that do not read, those for whom most is held.
+//! What costs least goes first: the oldest handshake for a newer one; for a new connection one that never asked
+//! for anything although it could have, else the one that has been idle for the longest time; and when too much is held for clients that do not read, those for whom most is held.
 
 use std::cell::RefCell;
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::activity::Activity;
-use super::admission::{Admission, Admitted, NoPlace};
+use super::admission::{Admission, Admitted, Choice, NoPlace};
 use super::lines::{Line, Lines, Slot};
 use crate::config::Config;
 use crate::telemetry::connections::{Closed, Refused, WorkerConnections};
@@ -75,7 +75,7 @@ impl Roster {
         })
     }
 
-    /// Lets a client in, as idle: it has not said anything yet.
+    /// Lets a client in.
     pub fn enter(self: &Rc<Self>, peer: IpAddr) -> Result<(Place, Arc<Activity>), NoPlace> {
         let is_trusted = self.config.trusted_proxies.iter().any(|network| network.contains(&peer));
         let admitted = self.admission.enter(peer, is_trusted, || self.make_room())?;
@@ -83,7 +83,7 @@ impl Roster {
         let entry = Entry { activity: Arc::clone(&activity), told: None, waker: None };
         let slot = self.lines.borrow_mut().add(entry);
         let place = Place { roster: Rc::clone(self), slot, _admitted: admitted };
-        place.is_idle(Instant::now());
+        place.is_new(Instant::now());
         Ok((place, activity))
     }
 
@@ -98,10 +98,10 @@ impl Roster {
         self.metrics.connections().count_refused(why);
     }
 
-    /// Has the oldest idle connection closed, whichever worker has it; false if there is none.
+    /// Has the connection closed that is missed least, whichever worker has it; false if all are busy.
     pub fn make_room(&self) -> bool {
-        match self.admission.worker_with_oldest_idle() {
-            Some(worker) if worker == self.worker => self.close_oldest_idle(),
+        match self.admission.worker_to_make_room(Instant::now()) {
+            Some(worker) if worker == self.worker => self.send_one_away(),
             Some(worker) => {
                 self.admission.ask(worker);
                 true
@@ -115,13 +115,22 @@ impl Roster {
         loop {
             let asked = std::future::poll_fn(|cx| self.admission.poll_asked(self.worker, cx)).await;
             // What has become busy meanwhile stays; whoever asked asks again for the next newcomer.
-            (0..asked).take_while(|_| self.close_oldest_idle()).for_each(drop);
+            (0..asked).take_while(|_| self.send_one_away()).for_each(drop);
         }
     }
 
-    fn close_oldest_idle(&self) -> bool {
-        let first = self.lines.borrow().first(Line::Idle);
-        let Some((slot, _)) = first else { return false };
+    fn send_one_away(&self) -> bool {
+        let choice = {
+            let lines = self.lines.borrow();
+            let [new, idle] = [Line::New, Line::Idle].map(|line| lines.first(line));
+            let since = |first: Option<(Slot, u64)>| first.map(|(_, since)| since);
+            match self.admission.choose(since(new), since(idle), Instant::now()) {
+                Some(Choice::Overdue(_) | Choice::New(_)) => new,
+                Some(Choice::Idle(_)) => idle,
+                None => None,
+            }
+        };
+        let Some((slot, _)) = choice else { return false };
         self.leave_line(slot);
         self.metrics.connections().count_closed(Closed::Room);
         self.tell(slot, Told::Leave);
@@ -156,9 +165,10 @@ impl Roster {
     }
 
     fn publish(&self, lines: &Lines<Entry>) {
-        self.own.idle.store(lines.len(Line::Idle), Ordering::Relaxed);
+        self.own.idle.store(lines.len(Line::New) + lines.len(Line::Idle), Ordering::Relaxed);
         self.own.handshakes.store(lines.len(Line::Handshakes), Ordering::Relaxed);
-        self.admission.show_oldest_idle(self.worker, lines.first(Line::Idle).map(|(_, since)| since));
+        let [new, idle] = [Line::New, Line::Idle].map(|line| lines.first(line).map(|(_, since)| since));
+        self.admission.show_oldest(self.worker, new, idle);
     }
 
     /// Runs for as long as the worker: keeps what is held for clients within the budget.
@@ -218,6 +228,11 @@ impl Place {
             roster.tell(slot, Told::Vanish);
         }
         roster.join_line(self.slot, Line::Handshakes, Instant::now());
+    }
+
+    /// Nothing was asked for yet.
+    pub fn is_new(&self, now: Instant) {
+        self.roster.join_line(self.slot, Line::New, now);
     }
 
     pub fn is_idle(&self, now: Instant) {

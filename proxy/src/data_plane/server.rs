@@ -84,30 +84,48 @@ enum Unheard {
 
 /// Reads until the preface has come or cannot come any more, and returns what was read.
 async fn speaks_http2(stream: &mut TcpStream, limits: &Limits) -> Result<(bool, BytesMut), Unheard> {
-    // Silent connections have no buffer yet.
-    let readable = timeout(limits.request_head_timeout, stream.readable()).await;
-    readable.map_err(|_| Unheard::TooLate(Closed::FirstByte))?.map_err(|_| Unheard::Gone)?;
-    let mut prefix = BytesMut::with_capacity(PREFIX_BYTES);
+    let first = timeout(limits.request_head_timeout, first_bytes(stream)).await;
+    let mut prefix = first.map_err(|_| Unheard::TooLate(Closed::FirstByte))?.map_err(|_| Unheard::Gone)?;
     // What has begun is a head, and has to go on like one.
-    let read = timeout(limits.request_head_timeout, async {
-        loop {
+    let more = timeout(limits.request_head_timeout, async {
+        // "PRI" is no method of HTTP/1.1, so three bytes decide.
+        while prefix.len() < 3 && begins_http2(&prefix) {
             if stream.read_buf(&mut prefix).await? == 0 {
                 return Ok(false);
             }
-            let n = prefix.len().min(PREFACE.len());
-            if prefix[..n] != PREFACE[..n] {
-                return Ok(false);
-            }
-            // "PRI" is no method of HTTP/1.1, so three bytes decide.
-            if n >= 3 {
-                return Ok(true);
-            }
         }
+        Ok(begins_http2(&prefix))
     });
-    match read.await {
+    match more.await {
         Ok(Ok(http2)) => Ok((http2, prefix)),
         Ok::<io::Result<bool>, _>(Err(_)) => Err(Unheard::Gone),
         Err(_) => Err(Unheard::TooLate(Closed::Head)),
+    }
+}
+
+fn begins_http2(bytes: &[u8]) -> bool {
+    let n = bytes.len().min(PREFACE.len());
+    bytes[..n] == PREFACE[..n]
+}
+
+/// Waits without a buffer: most connections are silent for a moment, and some for ever.
+async fn first_bytes(stream: &TcpStream) -> io::Result<BytesMut> {
+    loop {
+        stream.readable().await?;
+        match try_read(stream) {
+            // A new socket may look readable before it is.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            read => return read,
+        }
+    }
+}
+
+/// Not a part of the future above, which would be as large as the buffer.
+fn try_read(stream: &TcpStream) -> io::Result<BytesMut> {
+    let mut bytes = [0; PREFIX_BYTES];
+    match stream.try_read(&mut bytes)? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        n => Ok(BytesMut::from(&bytes[..n])),
     }
 }
 
@@ -127,7 +145,7 @@ pub async fn serve_tls(worker: Rc<Worker>, stream: TcpStream, accepted: Accepted
             }
         },
     };
-    accepted.place.is_idle(Instant::now());
+    accepted.place.is_new(Instant::now());
     let session = stream.get_ref().1;
     let http2 = session.alpn_protocol() == Some(b"h2");
     let server_name = session.server_name().map(str::to_ascii_lowercase);
@@ -245,9 +263,16 @@ async fn watched(
         }
         if ended.is_pending() {
             match connection.place.poll_told(cx) {
-                Poll::Ready(Told::Vanish) => return Poll::Ready(()),
+                Poll::Ready(Told::Vanish) => {
+                    connection.activity.cut();
+                    return Poll::Ready(());
+                }
                 Poll::Ready(Told::Leave) if goodbye.is_none() => {
                     ended = poll(cx, true);
+                    if !connection.activity.is_http2() && connection.activity.is_idle() {
+                        // HTTP/1.1 knows no goodbye; an unfinished head is all that can be left.
+                        return Poll::Ready(());
+                    }
                     goodbye = Some(Box::pin(tokio::time::sleep(GOODBYE)));
                 }
                 Poll::Ready(Told::Leave) | Poll::Pending => {}
@@ -282,6 +307,9 @@ async fn watched(
                 Expired::KeepAlive => Closed::KeepAlive,
                 Expired::Stall => Closed::Response,
             });
+            if expired == Expired::Stall {
+                connection.activity.cut();
+            }
             if expired != Expired::KeepAlive || poll(cx, true).is_ready() {
                 return Poll::Ready(());
             }

@@ -8,16 +8,27 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
 use super::activity::Activity;
 
-pub struct Wire<S> {
-    pub socket: S,
+pub struct Wire {
+    socket: TcpStream,
     activity: Arc<Activity>,
 }
 
-impl<S> Wire<S> {
-    pub fn new(socket: S, activity: Arc<Activity>) -> Self {
+impl Drop for Wire {
+    /// The kernel would go on offering what a client does not take, and keep it for a minute.
+    fn drop(&mut self) {
+        if self.activity.is_cut() {
+            // Where it cannot be said, the kernel's own patience has to do.
+            let _ = self.socket.set_zero_linger();
+        }
+    }
+}
+
+impl Wire {
+    pub fn new(socket: TcpStream, activity: Arc<Activity>) -> Self {
         Self { socket, activity }
     }
 
@@ -31,7 +42,7 @@ impl<S> Wire<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
+impl AsyncRead for Wire {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -41,7 +52,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+impl AsyncWrite for Wire {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.socket).poll_write(cx, buf);
         self.note(written, buf.len())
