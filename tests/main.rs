@@ -7,6 +7,7 @@ mod dependencies;
 mod gate;
 mod harness_itself;
 mod hygiene;
+mod limits;
 mod protection;
 mod proxying;
 mod rollback;

@@ -10,6 +10,7 @@ pub mod diagnosis;
 pub mod duration;
 pub mod health;
 pub mod name;
+pub mod pace;
 pub mod policy_patch;
 pub mod probe;
 pub mod protocol;

@@ -3,7 +3,6 @@
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
 
 use model::canary::FleetSecret;
@@ -13,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::control_plane::{ControlPlane, ControlPlaneConfig, ControlPlaneError};
+use crate::data_plane::admission::Admission;
 use crate::data_plane::listener::{ListenError, Listening, listen};
 use crate::data_plane::worker::{self, Setup};
 use crate::metrics_server;
@@ -98,6 +98,7 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
     let open = Open::all(&config)?;
     let listeners = open.listeners(&config.control);
     let setup = Setup {
+        admission: Admission::new(&config.limits, config.workers, Arc::clone(&metrics)),
         config: Arc::clone(&config),
         published: published.clone(),
         metrics: Arc::clone(&metrics),
@@ -165,11 +166,10 @@ impl Open {
 type Workers = Vec<JoinHandle<std::io::Result<()>>>;
 
 fn start_workers(setup: Setup, http: Option<Sockets>, https: Option<Sockets>) -> Result<Workers, AppError> {
-    let open = Arc::new(AtomicUsize::new(0));
     let mut shares: Vec<Vec<Listening>> = (0..setup.config.workers).map(|_| Vec::new()).collect();
     for (sockets, tls) in [(http, false), (https, true)] {
         for (share, socket) in shares.iter_mut().zip(sockets.into_iter().flat_map(|(_, sockets)| sockets)) {
-            share.push(Listening { socket, tls, open: Arc::clone(&open) });
+            share.push(Listening { socket, tls });
         }
     }
     let start = |(index, share): (usize, Vec<Listening>)| {
@@ -233,13 +233,18 @@ impl Signals {
 
 /// For people and scripts that start it by hand; the same is in `agentctl status --json`.
 fn announce(listeners: &Listeners, config: &Config) {
+    let limits = &config.limits;
     tracing::info!(
         http = listeners.http,
         https = listeners.https,
         metrics = listeners.metrics,
         control = %config.control.display(),
         workers = config.workers,
-        connections_max = config.limits.connections,
+        connections_max = limits.connections,
+        connections_per_client_max = limits.connections_per_client,
+        handshakes_max = limits.handshakes,
+        buffered_bytes_max = limits.buffered_bytes,
+        bytes_per_second_min = limits.bytes_per_second_min,
         version = env!("CARGO_PKG_VERSION"),
         "listening"
     );

@@ -2,6 +2,9 @@
 //!
 //! Services are not here: they are runtime objects, made by `agentctl` and kept in the state file.
 
+mod limits;
+mod sizing;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,6 +13,9 @@ use clap::Args;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+pub use self::limits::Limits;
+use self::limits::RawLimits;
+use self::sizing::Machine;
 use crate::telemetry::access_log::Destination;
 
 /// Flags of `portcullis run`. What is left out comes from the file, then from the defaults.
@@ -101,17 +107,6 @@ struct RawConfig {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct RawLimits {
-    connections: Option<usize>,
-    handshake_timeout: Option<String>,
-    request_head_timeout: Option<String>,
-    keep_alive_timeout: Option<String>,
-    stall_timeout: Option<String>,
-    http2_streams: Option<u32>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
 struct RawGroups {
     read: Option<String>,
     operate: Option<String>,
@@ -135,27 +130,6 @@ pub struct Config {
     pub reason_header: bool,
     pub limits: Limits,
     pub groups: Groups,
-}
-
-/// Limits of the process towards clients.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    pub connections: usize,
-    pub handshake_timeout: Duration,
-    /// From a head's first byte to its last.
-    pub request_head_timeout: Duration,
-    /// Between requests.
-    pub keep_alive_timeout: Duration,
-    /// A client that neither sends what it owes nor reads what it is sent.
-    pub stall_timeout: Duration,
-    pub http2_streams: u32,
-}
-
-impl Limits {
-    pub const REQUEST_HEAD_BYTES: usize = 64 * 1024;
-    pub const REQUEST_FIELDS: usize = 100;
-    /// hpack makes small frames into large lists; 64 KiB would cost megabytes a connection.
-    pub const HTTP2_HEADER_LIST_BYTES: u32 = 16 * 1024;
 }
 
 /// Groups of the operating system whose members may use the control socket.
@@ -241,31 +215,12 @@ fn resolve(flags: Flags, raw: RawConfig) -> Result<Config, ConfigError> {
             None => duration("shutdown_timeout", raw.shutdown_timeout.as_ref(), 30)?,
         },
         reason_header: raw.reason_header.unwrap_or(true),
-        limits: resolve_limits(&raw.limits)?,
+        limits: limits::resolve(&raw.limits, workers, &Machine::this_one())?,
         groups: Groups {
             read: raw.groups.read.unwrap_or_else(|| "portcullis".to_owned()),
             operate: raw.groups.operate.unwrap_or_else(|| "portcullis-operate".to_owned()),
             admin: raw.groups.admin.unwrap_or_else(|| "portcullis-admin".to_owned()),
         },
-    })
-}
-
-fn resolve_limits(raw: &RawLimits) -> Result<Limits, ConfigError> {
-    for (key, is_zero) in [
-        ("limits.connections", raw.connections == Some(0)),
-        ("limits.http2_streams", raw.http2_streams == Some(0)),
-    ] {
-        if is_zero {
-            return Err(ConfigError::Value { key, message: "it must be at least 1".to_owned() });
-        }
-    }
-    Ok(Limits {
-        connections: raw.connections.unwrap_or_else(connections_that_fit),
-        handshake_timeout: duration("limits.handshake_timeout", raw.handshake_timeout.as_ref(), 10)?,
-        request_head_timeout: duration("limits.request_head_timeout", raw.request_head_timeout.as_ref(), 10)?,
-        keep_alive_timeout: duration("limits.keep_alive_timeout", raw.keep_alive_timeout.as_ref(), 75)?,
-        stall_timeout: duration("limits.stall_timeout", raw.stall_timeout.as_ref(), 30)?,
-        http2_streams: raw.http2_streams.unwrap_or(100),
     })
 }
 
@@ -284,13 +239,6 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// Half of the descriptors that the process may open: each request needs one more towards its target,
-/// and some stay for the control socket, the state file and the logs.
-fn connections_that_fit() -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20);
-    usize::try_from(limit.saturating_sub(64) / 2).unwrap_or(1 << 19).max(16)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -307,6 +255,8 @@ mod tests {
         assert_eq!(config.metrics, None);
         assert_eq!(config.limits.keep_alive_timeout, Duration::from_secs(75));
         assert!(config.limits.connections >= 16);
+        assert_eq!(config.limits.connections_per_client, (config.limits.connections / 4).max(16));
+        assert_eq!(config.limits.bytes_per_second_min, 500);
     }
 
     #[test]
@@ -327,6 +277,9 @@ mod tests {
             ("[limits]\nkeep_alive_timeout = \"75\"", "such as `30s`"),
             ("[limits]\nstall_timeout = \"0s\"", "longer than 0s"),
             ("[limits]\nconnections = 0", "at least 1"),
+            ("[limits]\nhandshakes = 0", "at least 1"),
+            ("[limits]\nbuffered_bytes = 0", "at least 1"),
+            ("[limits]\nmin_rate = 1", "unknown field `min_rate`, expected one of `connections`"),
             ("trusted_proxies = [\"10.0.0.0/33\"]", "trusted_proxies"),
         ] {
             let error = config(text).unwrap_err();

@@ -2,6 +2,7 @@
 //! snapshot.
 
 pub mod activity;
+pub mod admission;
 pub mod admit;
 pub mod answer;
 pub mod body;
@@ -16,12 +17,16 @@ pub mod http2_stream;
 pub mod hygiene;
 pub mod interim;
 pub mod layers;
+pub mod lines;
 pub mod listener;
+pub mod pace;
+pub mod roster;
 pub mod server;
 pub mod stack;
 pub mod tls;
 pub mod upgrade;
 pub mod upstream;
+pub mod wire;
 pub mod worker;
 #[cfg(test)]
 mod worker_tests;

@@ -3,4 +3,5 @@
 //! Events of the control plane (audit log) and the daemon's own log go through `tracing`.
 
 pub mod access_log;
+pub mod connections;
 pub mod metrics;

@@ -115,6 +115,37 @@ impl Daemon {
         whole.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
     }
 
+    /// A number of `/metrics`, such as `portcullis_connections_closed_total{reason="head"}`.
+    #[track_caller]
+    pub fn metric(&self, series: &str) -> u64 {
+        let text = Ask::get("localhost", "/metrics").at(self.metrics()).text();
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        let value = line.unwrap_or_else(|| panic!("{series} is not in\n{text}"));
+        value.parse().unwrap_or_else(|error| panic!("{series} is {value}: {error}"))
+    }
+
+    /// Resident memory.
+    pub fn rss_kib(&self) -> u64 {
+        self.memory_kib("VmRSS:")
+    }
+
+    /// The most that was ever resident.
+    pub fn peak_rss_kib(&self) -> u64 {
+        self.memory_kib("VmHWM:")
+    }
+
+    fn memory_kib(&self, field: &str) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let text = std::fs::read_to_string(path).expect("the daemon runs");
+        let line = text.lines().find_map(|line| line.strip_prefix(field));
+        let value = line.and_then(|line| line.trim().strip_suffix(" kB")).expect("the kernel tells");
+        value.trim().parse().expect("a number")
+    }
+
+    pub fn open_descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("the daemon runs").count()
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

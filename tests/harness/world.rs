@@ -32,6 +32,15 @@ impl World {
         Self { daemon: Daemon::start(dir.path(), options), dir }
     }
 
+    /// A daemon with this section `[limits]` in its configuration.
+    pub fn with_limits(limits: &str, mut options: DaemonOptions) -> Self {
+        let dir = tempfile::Builder::new().prefix("pc").tempdir().expect("a temporary directory");
+        let file = dir.path().join("portcullis.toml");
+        std::fs::write(&file, format!("[limits]\n{limits}\n")).expect("a fresh directory can be written");
+        options.args.extend(["--config".into(), file.into()]);
+        Self { daemon: Daemon::start(dir.path(), options), dir }
+    }
+
     /// A daemon for which `hosts` is `/etc/hosts`; `None` where that takes rights that the tests do not have.
     pub fn with_hosts(hosts: &Path) -> Option<Self> {
         let can_mount = Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|s| s.success());

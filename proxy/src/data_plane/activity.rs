@@ -1,21 +1,26 @@
 //! What a client connection is doing, and the watchdog that closes it when it does nothing for too long.
 
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use model::pace::{MinRate, Pace};
 use tokio::time::Instant;
 
+use super::exchange::Connection;
 use crate::config::Limits;
+use crate::telemetry::connections::WorkerConnections;
 
 /// Shared by a connection's stream, its requests and its watchdog.
 ///
 /// All of them run on one thread, but hyper wants streams that could move to another, so the cells are
 /// atomics; read and written apart, never read-modify-write, they cost what a `Cell` costs.
 pub struct Activity {
-    http2: bool,
+    /// 1 or 0; told after the handshake.
+    http2: AtomicU64,
     /// Times below are in µs after it.
     origin: Instant,
     /// Requests between the end of their head and the end of both bodies.
@@ -28,10 +33,20 @@ pub struct Activity {
     queueing: AtomicU64,
     /// When the first byte of the next head came; `NEVER` before.
     head_began: AtomicU64,
+    /// 1: the client has said something.
+    heard: AtomicU64,
     idle_since: AtomicU64,
     progress: AtomicU64,
-    /// 1: the client has not taken all that was written.
-    unflushed: AtomicU64,
+    /// The client's pace as a reader; its turn lasts while the socket does not take what is written.
+    left_us: AtomicU64,
+    turn_since: AtomicU64,
+    reading: MinRate,
+    /// Of answers, handed to hyper and not yet taken by the socket. An estimate: the heads of answers are not
+    /// counted when they are handed over, but they are when they are taken.
+    held: AtomicU64,
+    held_by_worker: Arc<WorkerConnections>,
+    /// 1: what was sent and not read is not worth keeping.
+    cut: AtomicU64,
     /// 1: a request was answered before its body had been read.
     unread: AtomicU64,
 }
@@ -41,34 +56,50 @@ const NEVER: u64 = u64::MAX;
 /// Why a connection is closed by its watchdog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expired {
+    /// The client never said anything.
+    FirstByte,
     /// The head did not arrive in time.
     Head,
     /// Nothing was asked for.
     KeepAlive,
-    /// The client does not read what it asked for.
+    /// The client does not read what it asked for, or too slowly.
     Stall,
 }
 
 impl Activity {
-    pub fn new(http2: bool) -> Self {
+    pub fn new(limits: &Limits, held_by_worker: Arc<WorkerConnections>) -> Self {
         let zero = || AtomicU64::new(0);
+        let reading = limits.reading();
+        let pace = Pace::new(&reading);
         Self {
-            http2,
+            http2: zero(),
             origin: Instant::now(),
             active: zero(),
             waiting_for_app: zero(),
             event_streams: zero(),
             queueing: zero(),
             head_began: AtomicU64::new(NEVER),
+            heard: zero(),
             idle_since: zero(),
             progress: zero(),
-            unflushed: zero(),
+            left_us: AtomicU64::new(pace.left_us),
+            turn_since: AtomicU64::new(pace.since_us),
+            reading,
+            held: zero(),
+            held_by_worker,
+            cut: zero(),
             unread: zero(),
         }
     }
 
+    /// The transport is ready for requests: what came before was no idleness.
+    pub fn begin(&self, http2: bool) {
+        set(&self.http2, u64::from(http2));
+        set(&self.idle_since, self.now());
+    }
+
     pub fn is_http2(&self) -> bool {
-        self.http2
+        get(&self.http2) == 1
     }
 
     pub fn begin_waiting_for_app(&self) {
@@ -110,6 +141,15 @@ impl Activity {
         get(&self.unread) == 1
     }
 
+    /// The connection ends without regard for what its client has not read.
+    pub fn cut(&self) {
+        set(&self.cut, 1);
+    }
+
+    pub fn is_cut(&self) -> bool {
+        get(&self.cut) == 1
+    }
+
     pub fn is_idle(&self) -> bool {
         get(&self.active) == 0
     }
@@ -123,44 +163,118 @@ impl Activity {
             set(&self.progress, self.now());
         } else if !self.head_has_begun() {
             set(&self.head_began, self.now());
+            set(&self.heard, 1);
         }
     }
 
-    /// `whole`: the socket took all that it was given.
-    pub fn has_written(&self, whole: bool) {
-        set(&self.unflushed, u64::from(!whole));
-        set(&self.progress, self.now());
+    fn pace(&self) -> Pace {
+        Pace { left_us: get(&self.left_us), since_us: get(&self.turn_since) }
+    }
+
+    fn set_pace(&self, pace: Pace) {
+        set(&self.left_us, pace.left_us);
+        set(&self.turn_since, pace.since_us);
+    }
+
+    /// The socket took `bytes`; `whole`: all that it was given.
+    pub fn has_written(&self, bytes: usize, whole: bool) {
+        self.let_go(bytes as u64);
+        let mut pace = self.pace();
+        if whole && !pace.is_clients_turn() && self.is_idle() {
+            // The end of an answer, or a ping: an idle connection stays as idle as it was.
+            return;
+        }
+        let now = self.now();
+        pace.moved(bytes as u64, now, &self.reading);
+        match whole {
+            true => pace.end_turn(now, &self.reading),
+            false => pace.begin_turn(now),
+        }
+        self.set_pace(pace);
+        set(&self.progress, now);
     }
 
     /// The client has not taken all that was written.
     pub fn has_unflushed(&self) -> bool {
-        get(&self.unflushed) == 1
+        self.pace().is_clients_turn()
     }
 
     pub fn cannot_write(&self) {
-        set(&self.unflushed, 1);
+        let mut pace = self.pace();
+        if !pace.is_clients_turn() {
+            pace.begin_turn(self.now());
+            self.set_pace(pace);
+        }
+    }
+
+    /// Bytes of an answer's body are on their way to the client.
+    pub fn hand_over(&self, bytes: usize) {
+        set(&self.held, get(&self.held) + bytes as u64);
+        let all = &self.held_by_worker.held_bytes;
+        set(all, get(all) + bytes as u64);
+    }
+
+    fn let_go(&self, bytes: u64) {
+        let held = get(&self.held);
+        if held > 0 {
+            let gone = held.min(bytes);
+            set(&self.held, held - gone);
+            let all = &self.held_by_worker.held_bytes;
+            set(all, get(all).saturating_sub(gone));
+        }
+    }
+
+    /// hyper has nothing left to write, and the socket has all. Over HTTP/2 a stream may still hold back.
+    pub fn has_flushed(&self) {
+        if !self.is_http2() {
+            self.let_go(u64::MAX);
+        }
+    }
+
+    pub fn held_bytes(&self) -> u64 {
+        get(&self.held)
+    }
+
+    /// Whether the client has taken nothing for `long` although it is its turn.
+    pub fn is_slow_reader(&self, now: Instant, long: Duration) -> bool {
+        self.pace().is_clients_turn() && now - self.at(get(&self.progress)) >= long
     }
 
     /// When the connection is to be closed unless something happens; `None` while the app has the word.
     ///
-    /// Streams of HTTP/2 stall one by one and are reset one by one (`server`), so here only idle
-    /// connections of it have a deadline.
+    /// Streams of HTTP/2 stall one by one and are reset one by one (`http2_stream`), so here only idle
+    /// connections of it have a deadline, and those whose socket takes nothing for any stream.
     pub fn deadline(&self, limits: &Limits) -> Option<(Instant, Expired)> {
-        let stall = || (self.at(get(&self.progress)) + limits.stall_timeout, Expired::Stall);
-        if self.is_idle() {
-            let began = get(&self.head_began);
-            if get(&self.unflushed) == 1 {
-                // The answer has ended for us, but not for the client.
-                Some(stall())
-            } else if began != NEVER && !self.http2 {
-                Some((self.at(began) + limits.request_head_timeout, Expired::Head))
-            } else {
-                let idle_since = get(&self.idle_since).max(get(&self.progress));
-                Some((self.at(idle_since) + limits.keep_alive_timeout, Expired::KeepAlive))
-            }
-        } else {
-            (!self.http2 && get(&self.waiting_for_app) == 0).then(stall)
+        if let Some(deadline) = self.pace().deadline_us() {
+            // Whatever else there is to wait for, the client does not take what is there.
+            return Some((self.at(deadline), Expired::Stall));
         }
+        if !self.is_idle() {
+            let stall = || (self.at(get(&self.progress)) + limits.stall_timeout, Expired::Stall);
+            return (!self.is_http2() && get(&self.waiting_for_app) == 0).then(stall);
+        }
+        let began = get(&self.head_began);
+        if began != NEVER && !self.is_http2() {
+            return Some((self.at(began) + limits.request_head_timeout, Expired::Head));
+        }
+        if get(&self.heard) == 0 {
+            return Some((self.at(get(&self.idle_since)) + limits.request_head_timeout, Expired::FirstByte));
+        }
+        let idle_since = get(&self.idle_since).max(get(&self.progress));
+        Some((self.at(idle_since) + limits.keep_alive_timeout, Expired::KeepAlive))
+    }
+
+    fn begin_request(&self) {
+        add(&self.active);
+        set(&self.head_began, NEVER);
+    }
+
+    fn end_request(&self) {
+        subtract(&self.active);
+    }
+
+    fn is_idle_since(&self, now: Instant) {
+        set(&self.idle_since, (now - self.origin).as_micros() as u64);
     }
 
     fn now(&self) -> u64 {
@@ -188,22 +302,34 @@ fn subtract(cell: &AtomicU64) {
     set(cell, get(cell).saturating_sub(1));
 }
 
+impl Drop for Activity {
+    fn drop(&mut self) {
+        self.let_go(u64::MAX);
+    }
+}
+
 /// Keeps a connection from being idle: a request, or a request body that outlives its answer.
-pub struct Busy(Arc<Activity>);
+pub struct Busy(Rc<Connection>);
 
 impl Busy {
-    pub fn new(activity: &Arc<Activity>) -> Self {
-        add(&activity.active);
-        set(&activity.head_began, NEVER);
-        Self(Arc::clone(activity))
+    pub fn new(connection: &Rc<Connection>) -> Self {
+        let activity = &connection.activity;
+        if activity.is_idle() {
+            connection.place.is_busy();
+        }
+        activity.begin_request();
+        Self(Rc::clone(connection))
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        subtract(&self.0.active);
-        if self.0.is_idle() {
-            set(&self.0.idle_since, self.0.now());
+        let activity = &self.0.activity;
+        activity.end_request();
+        if activity.is_idle() {
+            let now = Instant::now();
+            activity.is_idle_since(now);
+            self.0.place.is_idle(now);
         }
     }
 }
@@ -244,47 +370,122 @@ impl Watchdog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Config, Flags};
 
     fn limits() -> Limits {
         let s = Duration::from_secs;
         Limits {
-            connections: 10,
-            handshake_timeout: s(10),
+            bytes_per_second_min: 500,
             request_head_timeout: s(10),
             keep_alive_timeout: s(75),
             stall_timeout: s(30),
-            http2_streams: 100,
+            ..Config::load(Flags::default()).unwrap().limits
+        }
+    }
+
+    fn activity(http2: bool) -> Arc<Activity> {
+        let activity = Activity::new(&limits(), Arc::default());
+        activity.begin(http2);
+        Arc::new(activity)
+    }
+
+    async fn advance(seconds: u64) {
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+    }
+
+    struct Request(Arc<Activity>);
+
+    impl Request {
+        fn of(activity: &Arc<Activity>) -> Self {
+            activity.begin_request();
+            Self(Arc::clone(activity))
+        }
+    }
+
+    impl Drop for Request {
+        fn drop(&mut self) {
+            self.0.end_request();
+            self.0.is_idle_since(Instant::now());
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn deadlines_follow_what_the_connection_does() {
-        let (activity, start) = (Arc::new(Activity::new(false)), Instant::now());
-        let after = |activity: &Activity| activity.deadline(&limits()).map(|(at, why)| (at - start, why));
-        let s = Duration::from_secs;
-        assert_eq!(after(&activity), Some((s(75), Expired::KeepAlive)));
-        activity.has_read();
-        assert_eq!(after(&activity), Some((s(10), Expired::Head)));
-        let request = Busy::new(&activity);
-        activity.begin_waiting_for_app();
-        assert_eq!(after(&activity), None);
-        tokio::time::advance(s(20)).await;
-        activity.end_waiting_for_app();
-        assert_eq!(after(&activity), Some((s(50), Expired::Stall)));
-        tokio::time::advance(s(20)).await;
-        activity.has_written(false);
-        assert_eq!(after(&activity), Some((s(70), Expired::Stall)));
-        drop(request);
-        assert_eq!(after(&activity), Some((s(70), Expired::Stall)), "what is written is not yet read");
-        tokio::time::advance(s(10)).await;
-        activity.has_written(true);
-        assert_eq!(after(&activity), Some((s(125), Expired::KeepAlive)));
+        for http2 in [false, true] {
+            let (activity, start) = (activity(http2), Instant::now());
+            let after = || activity.deadline(&limits()).map(|(at, why)| ((at - start).as_secs(), why));
+            assert_eq!(after(), Some((10, Expired::FirstByte)));
+            activity.has_read();
+            // Heads of HTTP/2 are short, and hyper keeps them together.
+            assert_eq!(after(), Some(if http2 { (75, Expired::KeepAlive) } else { (10, Expired::Head) }));
+            let request = Request::of(&activity);
+            activity.begin_waiting_for_app();
+            assert_eq!(after(), None);
+            advance(20).await;
+            activity.end_waiting_for_app();
+            assert_eq!(after(), (!http2).then_some((50, Expired::Stall)));
+            advance(20).await;
+            activity.has_written(100_000, false);
+            assert_eq!(after(), Some((70, Expired::Stall)));
+            activity.begin_waiting_for_app();
+            assert_eq!(after(), Some((70, Expired::Stall)), "the app's turn is no excuse");
+            activity.end_waiting_for_app();
+            drop(request);
+            assert_eq!(after(), Some((70, Expired::Stall)), "what is written is not yet read");
+            advance(10).await;
+            activity.has_written(100_000, true);
+            assert_eq!(after(), Some((125, Expired::KeepAlive)));
+            advance(10).await;
+            activity.has_written(17, true);
+            assert_eq!(after(), Some((125, Expired::KeepAlive)), "our pings keep nobody");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_trickles_is_as_slow_as_one_that_stands_still() {
+        for http2 in [false, true] {
+            let (activity, start) = (activity(http2), Instant::now());
+            activity.has_read();
+            let _request = Request::of(&activity);
+            activity.cannot_write();
+            for _ in 0..29 {
+                advance(1).await;
+                activity.has_written(1, false);
+            }
+            let (at, why) = activity.deadline(&limits()).unwrap();
+            assert_eq!(((at - start).as_secs(), why), (30, Expired::Stall));
+            activity.has_written(20_000, false);
+            let (at, _) = activity.deadline(&limits()).unwrap();
+            assert_eq!((at - start).as_secs(), 59, "enough for the grace anew");
+        }
+    }
+
+    #[test]
+    fn what_is_held_is_counted_once_and_given_back() {
+        let worker = Arc::new(WorkerConnections::default());
+        let held = || worker.held_bytes.load(Ordering::Relaxed);
+        let [a, b] = [false, true].map(|http2| {
+            let activity = Activity::new(&limits(), Arc::clone(&worker));
+            activity.begin(http2);
+            activity
+        });
+        a.hand_over(1_000);
+        b.hand_over(500);
+        a.has_written(300, false);
+        assert_eq!((a.held_bytes(), held()), (700, 1_200));
+        b.has_flushed();
+        assert_eq!(held(), 1_200, "streams of HTTP/2 hold back what has no window");
+        a.has_flushed();
+        assert_eq!(held(), 500);
+        a.has_written(10_000, true);
+        drop(b);
+        assert_eq!((a.held_bytes(), held()), (0, 0));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_outlives_its_answer_is_no_head() {
-        let activity = Arc::new(Activity::new(false));
-        let (answer, body) = (Busy::new(&activity), Busy::new(&activity));
+        let activity = activity(false);
+        let (answer, body) = (Request::of(&activity), Request::of(&activity));
         drop(answer);
         activity.has_read();
         assert!(!activity.head_has_begun() && !activity.is_idle());
@@ -295,9 +496,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_watchdog_fires_at_the_deadline_of_the_moment() {
-        let (activity, limits, start) = (Activity::new(false), limits(), Instant::now());
+        let (activity, limits, start) = (activity(false), limits(), Instant::now());
         let mut watchdog = Watchdog::new(&activity, &limits);
-        tokio::time::advance(Duration::from_secs(5)).await;
+        advance(5).await;
         activity.has_read();
         let expired = std::future::poll_fn(|cx| watchdog.poll(cx, &activity, &limits)).await;
         assert_eq!((expired, start.elapsed().as_secs()), (Expired::Head, 15));

@@ -12,11 +12,12 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use model::reason::Reason;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::activity::{Activity, Busy};
 use super::exchange::Facts;
 use super::headers::strip_trailers;
+use super::pace::Sender;
 use super::upgrade::Farewell;
 use super::upstream::connection::{ReadError, Reading};
 use super::upstream::framing::{Framing, Piece};
@@ -30,27 +31,14 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 pub enum BodyError {
     #[error("the request body is larger than {0} bytes")]
     TooLarge(u64),
+    #[error("the client sends its body too slowly")]
+    TooSlow,
     #[error("no progress for {0:?}")]
     Stalled(Duration),
     #[error("the client's body broke off")]
     Client(#[source] hyper::Error),
     #[error("the target's body broke off")]
     Target(#[source] ReadError),
-}
-
-/// A timer that exists only while something is waited for.
-#[derive(Default)]
-struct StallTimer(Option<Pin<Box<Sleep>>>);
-
-impl StallTimer {
-    fn disarm(&mut self) {
-        self.0 = None;
-    }
-
-    /// Ready when nothing happened for `limit` since the first call after `disarm`.
-    fn poll(&mut self, cx: &mut Context<'_>, limit: Duration) -> Poll<()> {
-        self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit))).as_mut().poll(cx)
-    }
 }
 
 /// What became of a request body, readable while hyper's client holds the body.
@@ -71,16 +59,17 @@ pub struct RequestBody {
     /// An answer may end before the body that it answers; until both have, the connection is busy.
     _busy: Option<Busy>,
     bytes_max: u64,
-    idle: Duration,
-    timer: StallTimer,
+    sender: Option<Sender>,
 }
 
 impl RequestBody {
     pub fn new(inner: Incoming, facts: &Rc<Facts>, bytes_max: u64, idle: Duration) -> Self {
         let inner = (!inner.is_end_stream()).then_some(inner);
         facts.request_body.ended.set(inner.is_none().then_some(facts.arrived));
-        let busy = inner.is_some().then(|| Busy::new(&facts.connection.activity));
-        Self { inner, facts: Rc::clone(facts), _busy: busy, bytes_max, idle, timer: StallTimer::default() }
+        let pace = facts.connection.worker.config.limits.sending(idle);
+        let sender = inner.is_some().then(|| Sender::new(pace, facts.arrived));
+        let busy = inner.is_some().then(|| Busy::new(&facts.connection));
+        Self { inner, facts: Rc::clone(facts), _busy: busy, bytes_max, sender }
     }
 
     fn fail(&mut self, reason: Reason, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
@@ -101,11 +90,10 @@ impl Body for RequestBody {
         let this = &mut *self;
         let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
         let Poll::Ready(frame) = Pin::new(inner).poll_frame(cx) else {
-            ready!(this.timer.poll(cx, this.idle));
-            let idle = this.idle;
-            return this.fail(Reason::BodyTimeout, BodyError::Stalled(idle));
+            let Some(sender) = &mut this.sender else { return Poll::Pending };
+            ready!(sender.poll_wait(cx));
+            return this.fail(Reason::BodyTimeout, BodyError::TooSlow);
         };
-        this.timer.disarm();
         let progress = &this.facts.request_body;
         match frame {
             None => {
@@ -127,6 +115,9 @@ impl Body for RequestBody {
                 }
                 let now = Instant::now();
                 progress.moved.set(Some(now));
+                if let Some(sender) = &mut this.sender {
+                    sender.moved(frame.data_ref().map_or(0, Bytes::len), now);
+                }
                 // hyper does not ask again behind the last frame of a body of known length.
                 if this.inner.as_ref().is_none_or(Body::is_end_stream) {
                     progress.ended.set(Some(now));

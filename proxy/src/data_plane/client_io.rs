@@ -83,6 +83,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for ClientIo<S> {
         } else {
             let n = this.ahead.len().min(buf.remaining());
             buf.put_slice(&this.ahead.split_to(n));
+            if this.ahead.is_empty() {
+                // Its memory would stay for as long as the connection.
+                this.ahead = BytesMut::new();
+            }
         }
         let read = &mut buf.filled_mut()[before..];
         if !read.is_empty() {
@@ -127,22 +131,12 @@ impl<S: AsyncWrite + Unpin> ClientIo<S> {
         }
         Poll::Ready(Ok(()))
     }
-
-    fn note_write(&self, written: &Poll<io::Result<usize>>, length: usize) {
-        match written {
-            Poll::Ready(Ok(n)) => self.activity.has_written(*n == length),
-            Poll::Ready(Err(_)) => {}
-            Poll::Pending => self.activity.cannot_write(),
-        }
-    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_interim(cx))?;
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.note_write(&written, buf.len());
-        written
+        Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -151,9 +145,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientIo<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_interim(cx))?;
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.note_write(&written, bufs.iter().map(|buf| buf.len()).sum());
-        written
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -163,7 +155,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientIo<S> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.notice_leaving(cx)?;
         ready!(self.poll_interim(cx))?;
-        Pin::new(&mut self.stream).poll_flush(cx)
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        self.activity.has_flushed();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

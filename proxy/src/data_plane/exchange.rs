@@ -20,10 +20,11 @@ use super::activity::{Activity, Busy};
 use super::body::RequestProgress;
 use super::client_io::Interim;
 use super::layers::request_id::RequestId;
-use super::listener::Counted;
+use super::roster::Place;
 use super::worker::Worker;
 use crate::release::{Target, Ticket};
 use crate::telemetry::access_log::Line;
+use crate::telemetry::connections::Closed;
 use crate::telemetry::metrics::{Observation, TargetStats};
 
 /// What all requests of a connection share.
@@ -38,7 +39,7 @@ pub struct Connection {
     pub activity: Arc<Activity>,
     pub interim: Arc<Interim>,
     /// Counts the connection for as long as a request or tunnel of it lives.
-    pub counted: Counted,
+    pub place: Place,
 }
 
 pub struct Tls {
@@ -118,7 +119,7 @@ impl Facts {
             known: RefCell::default(),
             waiting_for_app: Cell::new(false),
             has_body: !body.is_end_stream(),
-            _busy: Busy::new(&connection.activity),
+            _busy: Busy::new(connection),
         })
     }
 
@@ -238,6 +239,9 @@ impl Drop for Facts {
             self.connection.activity.leave_unread();
         }
         let worker = &self.connection.worker;
+        if self.request_body.failed.get() == Some(Reason::BodyTimeout) {
+            worker.metrics.connections().count_closed(Closed::RequestBody);
+        }
         let total = self.arrived.elapsed();
         let (status, reason) = self.outcome();
         worker.log.line(|line| self.write(line, status, reason, total));

@@ -1,22 +1,30 @@
 //! Listening sockets and the loop that accepts from them.
 
+mod shortage;
+
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::server;
+use self::shortage::Shortage;
+use super::admission::NoPlace;
+use super::server::{self, Accepted};
 use super::worker::Worker;
 
 /// Completed connections that wait to be accepted; the kernel's own maximum may be lower.
 const BACKLOG: i32 = 4096;
-/// After an error that the next try would meet again at once, such as EMFILE.
+/// After an error that the next try would meet again at once.
 const ERROR_PAUSE: Duration = Duration::from_millis(50);
+/// How long, and how often, to wait for places that are being given up.
+const PLACE_PAUSE: Duration = Duration::from_millis(2);
+const PLACE_TRIES: u32 = 10;
+/// What our kernel takes beyond what a client's window lets it send.
+const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 /// How long a client's kernel may be silent.
 const SILENT_MAX: Duration = Duration::from_secs(60);
 
@@ -31,7 +39,6 @@ pub struct ListenError {
 pub struct Listening {
     pub socket: std::net::TcpListener,
     pub tls: bool,
-    pub open: Arc<AtomicUsize>,
 }
 
 /// Opens one socket per worker on `address` (`SO_REUSEPORT`, so that the kernel spreads connections and no
@@ -77,23 +84,6 @@ fn open(address: SocketAddr, shared: bool) -> std::io::Result<std::net::TcpListe
     Ok(socket.into())
 }
 
-/// Counts an open connection for as long as it lives.
-pub struct Counted(Arc<AtomicUsize>);
-
-impl Counted {
-    /// `None` at the limit.
-    fn new(open: &Arc<AtomicUsize>, max: usize) -> Option<Self> {
-        let counted = Self(Arc::clone(open));
-        (open.fetch_add(1, Ordering::Relaxed) < max).then_some(counted)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// Options whose failure harms nobody.
 fn set_options(stream: &TcpStream) {
     // Answers are written whole; waiting for an acknowledgement would only delay the last part.
@@ -104,6 +94,9 @@ fn set_options(stream: &TcpStream) {
     let keepalive = TcpKeepalive::new().with_time(SILENT_MAX).with_interval(SILENT_MAX / 4);
     let _ = socket.set_tcp_keepalive(&keepalive);
     let _ = socket.set_tcp_user_timeout(Some(SILENT_MAX));
+    // The kernel takes megabytes for a client that does not read; a megabyte each for thousands of them is
+    // the machine's memory, and hides for minutes whether a client reads at all.
+    let _ = socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
 }
 
 /// Accepts until shutdown. No error ends the loop: a connection that died in the queue and a lack of
@@ -114,7 +107,7 @@ pub async fn accept(worker: Rc<Worker>, listening: Listening) {
         Err(error) => return tracing::error!(%error, "cannot use a listening socket"),
     };
     let port = listener.local_addr().map_or(0, |address| address.port());
-    let process = worker.metrics.process();
+    let mut shortage = Shortage::new();
     loop {
         let accepted = tokio::select! {
             biased;
@@ -125,30 +118,46 @@ pub async fn accept(worker: Rc<Worker>, listening: Listening) {
                 None => return,
             },
         };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::debug!(%error, "cannot accept a connection");
-                tokio::time::sleep(ERROR_PAUSE).await;
-                continue;
+        match accepted {
+            Ok((stream, peer)) => {
+                shortage.ends();
+                admit(&worker, stream, peer.ip().to_canonical(), port, listening.tls).await;
             }
-        };
-        let Some(counted) = Counted::new(&listening.open, worker.config.limits.connections) else {
-            process.connections_refused.fetch_add(1, Ordering::Relaxed);
-            continue;
-        };
-        process.connections.fetch_add(1, Ordering::Relaxed);
-        serve(&worker, stream, peer, port, listening.tls, counted);
+            Err(error) => {
+                worker.metrics.connections().accept_errors.fetch_add(1, Ordering::Relaxed);
+                if shortage::is_one(&error) {
+                    shortage.relieve(&worker.roster, &listener, &error).await;
+                } else {
+                    tracing::debug!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ERROR_PAUSE).await;
+                }
+            }
+        }
     }
 }
 
-fn serve(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, port: u16, tls: bool, counted: Counted) {
-    set_options(&stream);
-    let accepted = server::Accepted { peer: peer.ip().to_canonical(), port, counted };
-    let owner = Rc::clone(worker);
-    if tls {
-        worker.tasks.spawn_local(server::serve_tls(owner, stream, accepted));
-    } else {
-        worker.tasks.spawn_local(server::serve_plain(owner, stream, accepted));
+/// Finds the newcomer a place, or hangs up on it.
+async fn admit(worker: &Rc<Worker>, stream: TcpStream, peer: IpAddr, port: u16, tls: bool) {
+    let mut entered = worker.roster.enter(peer);
+    let mut tries = 0;
+    while matches!(entered, Err(NoPlace::NotYet)) && tries < PLACE_TRIES {
+        // Those that were asked to go need a moment for it; further newcomers wait in the kernel's queue.
+        tokio::time::sleep(PLACE_PAUSE).await;
+        tries += 1;
+        entered = worker.roster.enter(peer);
+    }
+    match entered {
+        Ok((place, activity)) => {
+            worker.metrics.connections().accepted.fetch_add(1, Ordering::Relaxed);
+            set_options(&stream);
+            let accepted = Accepted { peer, port, place, activity };
+            let owner = Rc::clone(worker);
+            if tls {
+                worker.tasks.spawn_local(server::serve_tls(owner, stream, accepted));
+            } else {
+                worker.tasks.spawn_local(server::serve_plain(owner, stream, accepted));
+            }
+        }
+        Err(why) => worker.roster.count_refused(why),
     }
 }

@@ -1,5 +1,6 @@
 //! One client connection: which protocol it speaks, and hyper's server with our limits on it.
 
+use std::io;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -11,28 +12,31 @@ use std::time::Duration;
 use bytes::BytesMut;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tower::Service;
 
 use super::activity::{Activity, Expired, Watchdog};
 use super::client_io::{ClientIo, Interim};
 use super::exchange::{Connection, Tls};
-use super::http2_stream::StreamTask;
-use super::listener::Counted;
+use super::http2_stream::{Ended, StreamTask};
+use super::roster::{Place, Told};
 use super::stack::stack;
 use super::tls;
+use super::wire::Wire;
 use super::worker::Worker;
 use crate::config::Limits;
+use crate::telemetry::connections::Closed;
 
 /// What the listener knows about a connection.
 pub struct Accepted {
     pub peer: IpAddr,
     pub port: u16,
-    pub counted: Counted,
+    pub place: Place,
+    pub activity: Arc<Activity>,
 }
 
 /// How HTTP/2 without TLS begins (RFC 9113 §3.4).
@@ -40,55 +44,108 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What hyper may gather of an answer before it has to be written: slow readers cost this much.
 const HTTP1_BUFFER_BYTES: usize = 64 * 1024 + 8 * 1024;
 const HTTP2_SEND_BYTES: usize = 64 * 1024;
+/// What a client may send before its target has taken it: of one body, and of all on a connection.
 const HTTP2_STREAM_WINDOW: u32 = 256 * 1024;
-const HTTP2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+const HTTP2_CONNECTION_WINDOW: u32 = 512 * 1024;
+/// Streams that were opened and reset before we looked at them (CVE-2023-44487), and those that we reset
+/// because they broke the rules (CVE-2025-8671), before the connection is closed for it.
+const HTTP2_RESETS_PENDING: usize = 20;
+const HTTP2_ERROR_RESETS: usize = 256;
+/// Enough for most heads.
+const PREFIX_BYTES: usize = 4096;
 
+/// Waits for the first bytes, and only then builds what serving takes.
 pub async fn serve_plain(worker: Rc<Worker>, mut stream: TcpStream, accepted: Accepted) {
-    let mut prefix = BytesMut::new();
     let told = tokio::select! {
         () = worker.shutdown.cancelled() => return,
-        told = speaks_http2(&mut stream, &mut prefix, &worker.config.limits) => told,
+        _ = accepted.place.told() => return,
+        told = speaks_http2(&mut stream, &worker.config.limits) => told,
     };
+    let stream_of = |stream| Wire::new(stream, Arc::clone(&accepted.activity));
     match told {
-        Ok(true) => serve_http2(worker, stream, prefix, accepted, None).await,
-        Ok(false) => serve_http1(worker, stream, prefix, accepted, None).await,
-        // Gone or silent before it had said anything.
-        Err(_) => {}
+        Ok((true, prefix)) => {
+            let stream = stream_of(stream);
+            worker.tasks.spawn_local(serve_http2(Rc::clone(&worker), stream, prefix, accepted, None));
+        }
+        Ok((false, prefix)) => {
+            let stream = stream_of(stream);
+            worker.tasks.spawn_local(serve_http1(Rc::clone(&worker), stream, prefix, accepted, None));
+        }
+        Err(Unheard::TooLate(why)) => worker.metrics.connections().count_closed(why),
+        Err(Unheard::Gone) => {}
     }
 }
 
-/// Reads until the preface has come or cannot come any more.
-async fn speaks_http2(
-    stream: &mut TcpStream,
-    prefix: &mut BytesMut,
-    limits: &Limits,
-) -> std::io::Result<bool> {
-    prefix.reserve(4096);
-    let mut limit = limits.keep_alive_timeout;
-    loop {
-        if timeout(limit, stream.read_buf(prefix)).await?? == 0 {
-            return Ok(false);
-        }
-        // What has begun is a head, and has to go on like one.
-        limit = limits.request_head_timeout;
-        let n = prefix.len().min(PREFACE.len());
-        if prefix[..n] != PREFACE[..n] {
-            return Ok(false);
-        }
+/// Why a connection came to nothing before it had said what it speaks.
+enum Unheard {
+    Gone,
+    TooLate(Closed),
+}
+
+/// Reads until the preface has come or cannot come any more, and returns what was read.
+async fn speaks_http2(stream: &mut TcpStream, limits: &Limits) -> Result<(bool, BytesMut), Unheard> {
+    let first = timeout(limits.request_head_timeout, first_bytes(stream)).await;
+    let mut prefix = first.map_err(|_| Unheard::TooLate(Closed::FirstByte))?.map_err(|_| Unheard::Gone)?;
+    // What has begun is a head, and has to go on like one.
+    let more = timeout(limits.request_head_timeout, async {
         // "PRI" is no method of HTTP/1.1, so three bytes decide.
-        if n >= 3 {
-            return Ok(true);
+        while prefix.len() < 3 && begins_http2(&prefix) {
+            if stream.read_buf(&mut prefix).await? == 0 {
+                return Ok(false);
+            }
+        }
+        Ok(begins_http2(&prefix))
+    });
+    match more.await {
+        Ok(Ok(http2)) => Ok((http2, prefix)),
+        Ok::<io::Result<bool>, _>(Err(_)) => Err(Unheard::Gone),
+        Err(_) => Err(Unheard::TooLate(Closed::Head)),
+    }
+}
+
+fn begins_http2(bytes: &[u8]) -> bool {
+    let n = bytes.len().min(PREFACE.len());
+    bytes[..n] == PREFACE[..n]
+}
+
+/// Waits without a buffer: most connections are silent for a moment, and some for ever.
+async fn first_bytes(stream: &TcpStream) -> io::Result<BytesMut> {
+    loop {
+        stream.readable().await?;
+        match try_read(stream) {
+            // A new socket may look readable before it is.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            read => return read,
         }
     }
 }
 
+/// Not a part of the future above, which would be as large as the buffer.
+fn try_read(stream: &TcpStream) -> io::Result<BytesMut> {
+    let mut bytes = [0; PREFIX_BYTES];
+    match stream.try_read(&mut bytes)? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        n => Ok(BytesMut::from(&bytes[..n])),
+    }
+}
+
+/// Shakes hands, and only then builds what serving takes.
 pub async fn serve_tls(worker: Rc<Worker>, stream: TcpStream, accepted: Accepted) {
+    accepted.place.shakes_hands();
     let acceptor = TlsAcceptor::from(Arc::clone(&worker.tls));
-    let handshake = timeout(worker.config.limits.handshake_timeout, acceptor.accept(stream));
-    let Ok(Ok(stream)) = handshake.await else {
-        worker.metrics.process().handshakes_failed.fetch_add(1, Ordering::Relaxed);
-        return;
+    let wire = Wire::new(stream, Arc::clone(&accepted.activity));
+    let handshake = timeout(worker.config.limits.handshake_timeout, acceptor.accept(wire));
+    let stream = tokio::select! {
+        _ = accepted.place.told() => return,
+        shaken = handshake => match shaken {
+            Ok(Ok(stream)) => stream,
+            _ => {
+                worker.metrics.connections().handshakes_failed.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+        },
     };
+    accepted.place.is_new(Instant::now());
     let session = stream.get_ref().1;
     let http2 = session.alpn_protocol() == Some(b"h2");
     let server_name = session.server_name().map(str::to_ascii_lowercase);
@@ -96,23 +153,25 @@ pub async fn serve_tls(worker: Rc<Worker>, stream: TcpStream, accepted: Accepted
     let shown = tls::certificate(&worker.published.load().certificates, server_name.as_deref());
     let Some(certificate) = shown else { return };
     let tls = Some(Tls { certificate, server_name });
+    let owner = Rc::clone(&worker);
     if http2 {
-        serve_http2(worker, stream, BytesMut::new(), accepted, tls).await;
+        worker.tasks.spawn_local(serve_http2(owner, stream, BytesMut::new(), accepted, tls));
     } else {
-        serve_http1(worker, stream, BytesMut::new(), accepted, tls).await;
+        worker.tasks.spawn_local(serve_http1(owner, stream, BytesMut::new(), accepted, tls));
     }
 }
 
 fn connection(worker: Rc<Worker>, accepted: Accepted, tls: Option<Tls>, http2: bool) -> Rc<Connection> {
+    accepted.activity.begin(http2);
     Rc::new(Connection {
         worker,
         peer: accepted.peer,
         peer_text: accepted.peer.to_string().into(),
         port: accepted.port,
         tls,
-        activity: Arc::new(Activity::new(http2)),
+        activity: accepted.activity,
         interim: Arc::new(Interim::default()),
-        counted: accepted.counted,
+        place: accepted.place,
     })
 }
 
@@ -163,6 +222,12 @@ where
         .max_send_buf_size(HTTP2_SEND_BYTES)
         .initial_stream_window_size(HTTP2_STREAM_WINDOW)
         .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+        .max_pending_accept_reset_streams(HTTP2_RESETS_PENDING)
+        .max_local_error_reset_streams(HTTP2_ERROR_RESETS)
+        // A peer that vanished is noticed although nobody writes to it.
+        .timer(TokioTimer::new())
+        .keep_alive_interval(worker.config.limits.stall_timeout)
+        .keep_alive_timeout(worker.config.limits.stall_timeout)
         .enable_connect_protocol()
         .serve_connection(io, service);
     let mut serving = pin!(serving);
@@ -197,6 +262,23 @@ async fn watched(
             told = true;
             ended = poll(cx, true);
         }
+        if ended.is_pending() {
+            match connection.place.poll_told(cx) {
+                Poll::Ready(Told::Vanish) => {
+                    connection.activity.cut();
+                    return Poll::Ready(());
+                }
+                Poll::Ready(Told::Leave) if goodbye.is_none() => {
+                    ended = poll(cx, true);
+                    if !connection.activity.is_http2() && connection.activity.is_idle() {
+                        // HTTP/1.1 knows no goodbye; an unfinished head is all that can be left.
+                        return Poll::Ready(());
+                    }
+                    goodbye = Some(Box::pin(tokio::time::sleep(GOODBYE)));
+                }
+                Poll::Ready(Told::Leave) | Poll::Pending => {}
+            }
+        }
         if let Poll::Ready(served) = ended {
             if served.is_err_and(|error| error.is_parse()) {
                 worker.metrics.process().malformed_requests.fetch_add(1, Ordering::Relaxed);
@@ -204,25 +286,36 @@ async fn watched(
             return Poll::Ready(());
         }
         loop {
-            match &mut goodbye {
-                None => {
-                    let expired = std::task::ready!(watchdog.poll(cx, &connection.activity, limits));
-                    tracing::debug!(peer = %connection.peer, ?expired, "closing a connection");
-                    if expired != Expired::KeepAlive || poll(cx, true).is_ready() {
-                        return Poll::Ready(());
-                    }
-                    // An idle client is told (GOAWAY, close_notify), so that it sends no request into the void.
-                    goodbye = Some(Box::pin(tokio::time::sleep(GOODBYE)));
+            if let Some(timer) = &mut goodbye
+                && timer.as_mut().poll(cx).is_ready()
+            {
+                if connection.activity.is_idle() {
+                    return Poll::Ready(());
                 }
-                Some(timer) => {
-                    std::task::ready!(timer.as_mut().poll(cx));
-                    if connection.activity.is_idle() {
-                        return Poll::Ready(());
-                    }
-                    // It sent one before it heard.
-                    timer.as_mut().reset(tokio::time::Instant::now() + GOODBYE);
-                }
+                // It sent one before it heard; that one has its own deadlines.
+                timer.as_mut().reset(Instant::now() + GOODBYE);
+                continue;
             }
+            let expired = std::task::ready!(watchdog.poll(cx, &connection.activity, limits));
+            let is_idle = matches!(expired, Expired::FirstByte | Expired::KeepAlive);
+            if is_idle && goodbye.is_some() {
+                return Poll::Pending;
+            }
+            tracing::debug!(peer = %connection.peer, ?expired, "closing a connection");
+            worker.metrics.connections().count_closed(match expired {
+                Expired::FirstByte => Closed::FirstByte,
+                Expired::Head => Closed::Head,
+                Expired::KeepAlive => Closed::KeepAlive,
+                Expired::Stall => Closed::Response,
+            });
+            if expired == Expired::Stall {
+                connection.activity.cut();
+            }
+            if expired != Expired::KeepAlive || poll(cx, true).is_ready() {
+                return Poll::Ready(());
+            }
+            // An idle client is told (GOAWAY, close_notify), so that it sends no request into the void.
+            goodbye = Some(Box::pin(tokio::time::sleep(GOODBYE)));
         }
     })
     .await;
@@ -237,6 +330,12 @@ where
     F: Future<Output = ()> + 'static,
 {
     fn execute(&self, stream: F) {
-        self.0.tasks.spawn_local(StreamTask::new(stream, self.0.config.limits.stall_timeout));
+        let worker = Rc::clone(&self.0);
+        let task = StreamTask::new(stream, worker.config.limits.reading());
+        self.0.tasks.spawn_local(async move {
+            if task.await == Ended::TooSlow {
+                worker.metrics.connections().count_closed(Closed::Response);
+            }
+        });
     }
 }

@@ -9,7 +9,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::admission::Admission;
 use super::listener::{self, Listening};
+use super::roster::Roster;
 use super::tls;
 use super::upstream::pool::Pool;
 use super::upstream::retry::RetryBudget;
@@ -39,6 +41,7 @@ pub struct Worker {
     /// What latencies are timed by.
     pub epoch: Instant,
     pub random: Cell<Random>,
+    pub roster: Rc<Roster>,
 }
 
 /// What every worker is built from; the same for all but the index and the sockets.
@@ -50,12 +53,14 @@ pub struct Setup {
     pub log: Sink,
     pub shutdown: CancellationToken,
     pub https_port: Option<u16>,
+    pub admission: Arc<Admission>,
 }
 
 impl Worker {
     fn new(index: usize, setup: Setup) -> Rc<Self> {
         Rc::new(Self {
             index,
+            roster: Roster::new(index, &setup.config, &setup.metrics, setup.admission),
             tls: tls::server_config(setup.published.clone()),
             config: setup.config,
             published: setup.published,
@@ -92,6 +97,8 @@ pub fn run(index: usize, setup: Setup, sockets: Vec<Listening>) -> std::io::Resu
         let flusher = background.spawn_local(async move { log.flush_regularly().await });
         let pool = worker.pool.clone();
         let sweeper = background.spawn_local(async move { pool.sweep_regularly().await });
+        let roster = Rc::clone(&worker.roster);
+        let usher = background.spawn_local(async move { tokio::join!(roster.obey(), roster.keep_budget()) });
         for socket in sockets {
             worker.tasks.spawn_local(listener::accept(Rc::clone(&worker), socket));
         }
@@ -99,6 +106,7 @@ pub fn run(index: usize, setup: Setup, sockets: Vec<Listening>) -> std::io::Resu
         worker.tasks.close();
         // What does not end in time is dropped with the runtime.
         let _ = tokio::time::timeout(worker.config.shutdown_timeout, worker.tasks.wait()).await;
+        usher.abort();
         sweeper.abort();
         flusher.abort();
         worker.log.flush();

@@ -3,7 +3,6 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use model::canary::Cohort;
@@ -12,6 +11,7 @@ use model::route::RouteTable;
 use model::service::{Policy, Timeouts};
 use tokio_util::sync::CancellationToken;
 
+use super::admission::Admission;
 use super::listener::{Listening, listen};
 use super::worker::{self, Setup};
 use crate::config::{Config, Flags, Listen};
@@ -56,9 +56,18 @@ impl Proxy {
         let shutdown = CancellationToken::new();
         let (_, log) = access_log::open(&Destination::Off, Arc::clone(&metrics)).unwrap();
         let config = Arc::new(Config::load(flags).unwrap());
-        let setup = Setup { config, published, metrics, log, shutdown: shutdown.clone(), https_port: None };
+        let admission = Admission::new(&config.limits, 1, Arc::clone(&metrics));
+        let setup = Setup {
+            config,
+            published,
+            metrics,
+            log,
+            shutdown: shutdown.clone(),
+            https_port: None,
+            admission,
+        };
         let (address, mut sockets) = listen(([127, 0, 0, 1], 0).into(), 1).unwrap();
-        let socket = Listening { socket: sockets.remove(0), tls: false, open: Arc::new(AtomicUsize::new(0)) };
+        let socket = Listening { socket: sockets.remove(0), tls: false };
         let thread = Some(std::thread::spawn(move || worker::run(0, setup, vec![socket])));
         Self { address, release, shutdown, thread }
     }

@@ -15,6 +15,8 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use super::connections::Connections;
+
 /// Upper bounds in seconds; the last, infinite bucket is implied.
 const BUCKETS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
@@ -187,15 +189,13 @@ pub struct Metrics {
     /// Requests that reached no service.
     unrouted: Arc<TargetStats>,
     process: Process,
+    connections: Connections,
 }
 
 /// Numbers of the process as a whole; written from several threads, but seldom.
 #[derive(Default)]
 pub struct Process {
     pub access_log_dropped: AtomicU64,
-    pub connections: AtomicU64,
-    pub connections_refused: AtomicU64,
-    pub handshakes_failed: AtomicU64,
     /// Refused by hyper's parser, so that no request came of them.
     pub malformed_requests: AtomicU64,
     pub panics: AtomicU64,
@@ -208,11 +208,16 @@ impl Metrics {
             targets: Mutex::default(),
             unrouted: Arc::new(TargetStats::new(workers)),
             process: Process::default(),
+            connections: Connections::new(workers),
         })
     }
 
     pub fn process(&self) -> &Process {
         &self.process
+    }
+
+    pub fn connections(&self) -> &Connections {
+        &self.connections
     }
 
     pub fn unrouted(&self) -> &Arc<TargetStats> {
@@ -305,6 +310,7 @@ impl Collector for Scrape {
             }
         }
         encode_gauges(&mut encoder, &self.1)?;
+        self.0.connections.encode(&mut encoder)?;
         encode_process(&mut encoder, &self.0.process)
     }
 }
@@ -390,9 +396,6 @@ fn encode_process(encoder: &mut DescriptorEncoder<'_>, process: &Process) -> fmt
             "Access log lines dropped because the writer lagged",
             &process.access_log_dropped,
         ),
-        ("connections", "Client connections accepted", &process.connections),
-        ("connections_refused", "Client connections shed at a limit", &process.connections_refused),
-        ("handshakes_failed", "TLS handshakes that failed", &process.handshakes_failed),
         (
             "malformed_requests",
             "Connections ended because what came was no HTTP",
@@ -409,6 +412,7 @@ fn encode_process(encoder: &mut DescriptorEncoder<'_>, process: &Process) -> fmt
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::connections::{Closed, Refused};
 
     #[test]
     fn a_scrape_sums_the_workers_and_keeps_own_answers_apart() {
@@ -428,6 +432,11 @@ mod tests {
         stats.record(1, &refused);
         assert_eq!(stats.totals(), Totals { requests: 3, gateway_errors: 1 });
 
+        metrics.connections().count_refused(Refused::Client);
+        metrics.connections().count_closed(Closed::Memory);
+        metrics.connections().count_closed(Closed::Memory);
+        metrics.connections().workers[1].held_bytes.store(7, Ordering::Relaxed);
+
         let nobody = Labels { target: Labels::NO_TARGET.into(), ..labels.clone() };
         let text = metrics.render(Gauges { in_flight: vec![(labels, 3, 1)], waiting: vec![(nobody, 7)] });
         let of = r#"service="shop",release="r1",cohort="stable",target="127.0.0.1:1""#;
@@ -439,6 +448,9 @@ mod tests {
             format!("portcullis_in_flight{{{of}}} 3"),
             format!("portcullis_sockets{{{of}}} 1"),
             r#"portcullis_waiting{service="shop",release="r1",cohort="stable"} 7"#.to_owned(),
+            "portcullis_connections_refused_total{reason=\"client\"} 1".to_owned(),
+            "portcullis_connections_closed_total{reason=\"memory\"} 2".to_owned(),
+            "portcullis_held_bytes 7".to_owned(),
         ] {
             assert!(text.contains(&line), "{line} is not in\n{text}");
         }

@@ -119,6 +119,7 @@ impl<B: Body<Data = Bytes>> Body for Observed<B> {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(data) = frame.data_ref() {
                     facts.response_body_bytes.set(facts.response_body_bytes.get() + data.len() as u64);
+                    facts.connection.activity.hand_over(data.len());
                 }
                 // hyper does not ask again after the last frame of a body of known length.
                 *this.ended = this.body.is_end_stream();
@@ -129,7 +130,7 @@ impl<B: Body<Data = Bytes>> Body for Observed<B> {
         }
         if facts.connection.activity.is_http2() {
             match &polled {
-                Poll::Ready(Some(Ok(_))) if !*this.ended => http2_stream::gave(),
+                Poll::Ready(Some(Ok(frame))) => http2_stream::gave(frame.data_ref().map_or(0, Bytes::len)),
                 _ => http2_stream::waits(),
             }
         }

@@ -1,0 +1,81 @@
+//! A client's socket, below TLS: the one place where it shows how much a client takes.
+//!
+//! Above TLS a write may be done although no byte has left, and bytes may leave although nothing is written.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::activity::Activity;
+
+pub struct Wire {
+    socket: TcpStream,
+    activity: Arc<Activity>,
+}
+
+impl Drop for Wire {
+    /// The kernel would go on offering what a client does not take, and keep it for a minute.
+    fn drop(&mut self) {
+        if self.activity.is_cut() {
+            // Where it cannot be said, the kernel's own patience has to do.
+            let _ = self.socket.set_zero_linger();
+        }
+    }
+}
+
+impl Wire {
+    pub fn new(socket: TcpStream, activity: Arc<Activity>) -> Self {
+        Self { socket, activity }
+    }
+
+    fn note(&self, written: Poll<io::Result<usize>>, length: usize) -> Poll<io::Result<usize>> {
+        match &written {
+            Poll::Ready(Ok(n)) => self.activity.has_written(*n, *n == length),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.activity.cannot_write(),
+        }
+        written
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.socket).poll_write(cx, buf);
+        self.note(written, buf.len())
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
+        self.note(written, bufs.iter().map(|buf| buf.len()).sum())
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
