@@ -86,7 +86,8 @@ fn thousands_of_slow_clients_cost_the_others_nothing() {
     let (peak, after) = (world.daemon.peak_rss_kib(), world.daemon.rss_kib());
     println!("3 x {each} slow clients: RSS {before} KiB before, {peak} peak, {after} after; {seen}");
     let per_client = peak.saturating_sub(before) / (3 * each as u64);
-    assert!(per_client <= 128, "{per_client} KiB for each slow client");
+    // Mostly what was read ahead from the target for the third that reads: up to 256 KiB each.
+    assert!(per_client <= 192, "{per_client} KiB for each slow client");
 }
 
 #[test]
@@ -194,6 +195,16 @@ fn a_client_that_says_nothing_is_no_idle_client() {
     silent.is_gone();
     assert_eq!(closed(&world, "first_byte"), 20);
     ask(&mut kept);
+}
+
+#[test]
+fn a_client_of_http2_that_answers_no_ping_is_gone() {
+    let world = limits("stall_timeout = \"1s\"\nkeep_alive_timeout = \"60s\"");
+    let mut vanished = Raw::connect(world.http());
+    // The preface and empty settings (RFC 9113 §3.4, §6.5), and then nothing.
+    vanished.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+    vanished.read_to_end();
+    assert_eq!(closed(&world, "keep_alive"), 0, "it was not the keep-alive");
 }
 
 #[test]
