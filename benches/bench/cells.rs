@@ -58,6 +58,15 @@ impl Cell {
         self.protocol == Protocol::Plain
     }
 
+    /// Kept-alive HTTP/1.1, of which requests can be sent at a fixed rate.
+    pub(crate) fn can_be_paced(&self) -> bool {
+        matches!(self.protocol, Protocol::Plain | Protocol::Tls)
+    }
+
+    pub(crate) fn body(&self) -> Body {
+        self.body
+    }
+
     /// Where and how to speak to a proxy; `None` if it does not do this.
     pub(crate) fn dial(&self, addresses: Addresses) -> Outcome<Option<Dial>> {
         let alpn: &[u8] = match self.protocol {

@@ -15,13 +15,25 @@ use crate::peers::Kind;
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub command: Option<Hidden>,
+    /// Memory instead: of the idle process, and what idle connections and slow readers add
+    #[arg(long, group = "mode")]
+    pub memory: bool,
+    /// Instead: cost per request with 1, 10, 100 and 1 000 services in the table
+    #[arg(long, group = "mode")]
+    pub services: bool,
+    /// Latency at a fixed rate instead
+    #[arg(long, group = "mode")]
+    pub latency: bool,
+    /// Requests per second of --latency; repeatable [default: 1200 and 6000]
+    #[arg(long = "rate", value_name = "N", requires = "latency", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub rates: Vec<u32>,
     /// Under a minute: 3 rounds of short windows; good for a first look
     #[arg(long)]
     pub quick: bool,
-    /// How often each proxy is measured in each cell [default: 5; quick: 3]
+    /// How often each proxy is measured in each cell [default: 5, of --services 9; quick: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub rounds: Option<u16>,
-    /// Length of a window in seconds [default: 0.9; quick: 0.25]
+    /// Length of a window in seconds [default: 0.9, of --latency 2; quick: 0.25]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub window: Option<Duration>,
     /// Only this cell; repeatable
@@ -52,25 +64,47 @@ pub(crate) enum Hidden {
 }
 
 const EXAMPLES: &str = "\
-Cells: h1-plain-small, h1-plain-10k, h1-plain-1m, h1-tls-small, h1-tls-10k, h1-tls-1m, h2-tls-small, h2-tls-10k,
-  tls-handshake. Small is 13 bytes; h2 is HTTP/2; a handshake is a new connection with one request.
+Cells:
+  h1-plain-small, h1-plain-10k, h1-plain-1m, h1-tls-small, h1-tls-10k, h1-tls-1m, h2-tls-small, h2-tls-10k:
+    HTTP/1.1 or HTTP/2; answers of 13 bytes, 10 KiB or 1 MiB
+  tls-handshake: a new connection for each request
 
 Examples:
   All of it, some four minutes; the tables go to standard output:
     bin/bench --json figures.json
   A first look:
     bin/bench --quick
+  Memory, the size of the table, and latency:
+    bin/bench --memory
+    bin/bench --services
+    bin/bench --latency --rate 1200
   What a change brings, against the build before it:
     cp target/release/portcullis /tmp/before       # then change something
     bin/bench --compare /tmp/before --cell h1-plain-small --peer portcullis --rounds 9";
 
 impl Cli {
     pub(crate) fn rounds(&self) -> usize {
-        self.rounds.map_or(if self.quick { 3 } else { 5 }, usize::from)
+        let default = match (self.quick, self.services) {
+            (true, _) => 3,
+            // What is looked for is small.
+            (false, true) => 9,
+            (false, false) => 5,
+        };
+        self.rounds.map_or(default, usize::from)
     }
 
     pub(crate) fn window(&self) -> Duration {
-        self.window.unwrap_or(Duration::from_millis(if self.quick { 250 } else { 900 }))
+        let default = match (self.quick, self.latency) {
+            (true, _) => 250,
+            // A p99 of 1 200 requests would be the twelfth.
+            (false, true) => 2000,
+            (false, false) => 900,
+        };
+        self.window.unwrap_or(Duration::from_millis(default))
+    }
+
+    pub(crate) fn rates(&self) -> Vec<u32> {
+        if self.rates.is_empty() { vec![1200, 6000] } else { self.rates.clone() }
     }
 
     pub(crate) fn warm_up(&self) -> Duration {
@@ -84,6 +118,12 @@ impl Cli {
 
     pub(crate) fn cells(&self) -> Vec<Cell> {
         CELLS.into_iter().filter(|cell| self.cells.is_empty() || self.cells.contains(cell)).collect()
+    }
+
+    /// Those that are named; of the others those that say most in this mode.
+    pub(crate) fn cells_or(&self, names: &[&str]) -> Vec<Cell> {
+        let is_wanted = |cell: &Cell| !self.cells.is_empty() || names.contains(&cell.name);
+        self.cells().into_iter().filter(is_wanted).collect()
     }
 
     /// In the order of the columns.

@@ -13,15 +13,14 @@ use crate::table::{Table, figure};
 use crate::window::{Idle, Lengths, Window, idle, measure};
 use crate::world::World;
 
-pub(crate) struct Plan {
+pub(crate) struct Plan<'p> {
     pub cells: Vec<Cell>,
     pub kinds: Vec<Kind>,
     pub rounds: usize,
     pub lengths: Lengths,
     /// For what proxies use when idle.
     pub idle: Duration,
-    pub portcullis: Build,
-    pub before: Option<Build>,
+    pub builds: &'p dyn Fn(Kind) -> Outcome<Build>,
 }
 
 /// All windows of one proxy in one cell, in the order of the rounds.
@@ -38,7 +37,12 @@ pub(crate) struct Report {
     idle: Vec<(Kind, Idle)>,
 }
 
-pub(crate) fn run(ground: &Ground, world: &mut World, plan: &Plan, progress: &Progress) -> Outcome<Report> {
+pub(crate) fn run(
+    ground: &Ground,
+    world: &mut World,
+    plan: &Plan<'_>,
+    progress: &Progress,
+) -> Outcome<Report> {
     let peers = start(ground, world, plan, progress)?;
     progress.say("measuring what they use when idle");
     let idle = idle(world, &peers, plan.idle)?;
@@ -88,20 +92,12 @@ pub(crate) fn run(ground: &Ground, world: &mut World, plan: &Plan, progress: &Pr
     Ok(Report { rounds: plan.rounds, series, idle })
 }
 
-fn start(ground: &Ground, world: &mut World, plan: &Plan, progress: &Progress) -> Outcome<Vec<Peer>> {
-    let mut peers = Vec::new();
-    for kind in &plan.kinds {
-        let build = match (kind, &plan.before) {
-            (Kind::Before, Some(before)) => before,
-            (Kind::Before, None) => {
-                return Err(Failure::new("which build is `before`? Name it with --compare BINARY"));
-            }
-            _ => &plan.portcullis,
-        };
+fn start(ground: &Ground, world: &mut World, plan: &Plan<'_>, progress: &Progress) -> Outcome<Vec<Peer>> {
+    let start = |kind: &Kind| {
         progress.now(&format!("starting {}", kind.name()));
-        peers.push(ground.start(world, *kind, build)?);
-    }
-    Ok(peers)
+        ground.start(world, *kind, &(plan.builds)(*kind)?)
+    };
+    plan.kinds.iter().map(start).collect()
 }
 
 impl Report {

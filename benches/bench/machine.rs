@@ -1,6 +1,7 @@
 //! What the bench needs of the machine: two cores, descriptors, a higher priority, sockets on loopback.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -64,6 +65,16 @@ impl Priority {
         let raised = nice.is_some() && std::fs::write(AUTOGROUP, "-10").is_ok();
         Some(Self { autogroup: nice.filter(|_| raised) })
     }
+}
+
+/// This process and those that it starts run before all ordinary work. False where that is not allowed.
+///
+/// For latency only: an ordinary process that wakes may have to wait some ms for others, whatever its priority, and
+/// would be measured for that. At full load it would take a core for itself, so Linux would slow it down.
+pub(crate) fn run_before_others() -> bool {
+    let this = std::process::id().to_string();
+    let done = Command::new("chrt").args(["--rr", "--pid", "1", &this]).stderr(Stdio::null()).status();
+    done.is_ok_and(|status| status.success())
 }
 
 impl Drop for Priority {

@@ -2,23 +2,28 @@
 //!
 //! The method and how to read the figures are in docs/performance.md. The parts: `peers` starts the proxies on one
 //! core; `world` is the other core, with the `origin` behind them and the clients before them; `window` counts;
-//! `compare` goes through rounds and cells.
+//! `compare`, `memory`, `services` and `latency` each ask one question.
 
 mod cells;
 mod cli;
 mod client_http1;
 mod client_http2;
+mod client_idle;
+mod client_paced;
 mod compare;
 mod cpu;
 mod failure;
 mod frames;
+mod latency;
 mod log_reader;
 mod machine;
+mod memory;
 mod origin;
 mod peers;
 mod poll;
 mod progress;
 mod response;
+mod services;
 mod stats;
 mod table;
 mod transport;
@@ -34,7 +39,7 @@ use clap::Parser;
 use crate::cli::{Cli, Hidden};
 use crate::failure::{Failure, Outcome, Tried};
 use crate::machine::{Cores, Priority};
-use crate::peers::{Build, Ground};
+use crate::peers::{Build, Ground, Kind};
 use crate::progress::Progress;
 use crate::window::Lengths;
 use crate::world::World;
@@ -61,37 +66,113 @@ fn main() -> ExitCode {
 
 fn bench(cli: &Cli) -> Outcome<()> {
     let progress = Progress::new();
-    let portcullis = Build { binary: portcullis(cli)?, services: usize::from(cli.table) };
+    let builds = builds(cli)?;
     machine::raise_descriptor_limit();
     let cores = Cores::claim()?;
     let priority = Priority::raise();
     if priority.is_none() {
-        progress.say(
-            "note: without the right to a higher priority (root), other work on the machine disturbs more",
-        );
+        progress
+            .say("note: without root, this cannot ask for a higher priority: other work disturbs it more");
     }
     let ground = Ground::prepare(cores)?;
     let mut world = World::new()?;
-    let before = match &cli.compare {
-        Some(binary) => Some(Build { binary: existing(binary)?, ..portcullis.clone() }),
-        None => None,
+    let (text, json) = if cli.memory {
+        let report =
+            memory::run(&ground, &mut world, &cli.kinds(), &builds, usize::from(cli.table), &progress)?;
+        (report.render(), report.json())
+    } else if cli.services {
+        services(cli, &ground, &mut world, builds(Kind::Portcullis, 1)?, &progress)?
+    } else if cli.latency {
+        latency(cli, &ground, &mut world, &builds, &progress)?
+    } else {
+        compare(cli, &ground, &mut world, &builds, &progress)?
     };
+    print!("{text}");
+    if let Some(path) = &cli.json {
+        std::fs::write(path, format!("{json:#}\n")).tried(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+type Printed = (String, serde_json::Value);
+type Builds<'b> = &'b dyn Fn(Kind, usize) -> Outcome<Build>;
+
+fn compare(
+    cli: &Cli,
+    ground: &Ground,
+    world: &mut World,
+    builds: Builds<'_>,
+    progress: &Progress,
+) -> Outcome<Printed> {
     let plan = compare::Plan {
         cells: cli.cells(),
         kinds: cli.kinds(),
         rounds: cli.rounds(),
-        lengths: Lengths { warm_up: cli.warm_up(), window: cli.window() },
+        lengths: lengths(cli),
         idle: cli.idle(),
-        portcullis,
-        before,
+        builds: &|kind| builds(kind, usize::from(cli.table)),
     };
-    let report = compare::run(&ground, &mut world, &plan, &progress)?;
-    print!("{}", report.render());
-    if let Some(path) = &cli.json {
-        let text = format!("{:#}\n", report.json());
-        std::fs::write(path, text).tried(|| format!("write {}", path.display()))?;
+    let report = compare::run(ground, world, &plan, progress)?;
+    Ok((report.render(), report.json()))
+}
+
+fn services(
+    cli: &Cli,
+    ground: &Ground,
+    world: &mut World,
+    portcullis: Build,
+    progress: &Progress,
+) -> Outcome<Printed> {
+    let [cell] = cli.cells_or(&["h1-plain-small"])[..] else {
+        return Err(Failure::new("--services takes one --cell"));
+    };
+    let plan =
+        services::Plan { cell, rounds: cli.rounds(), lengths: lengths(cli), idle: cli.idle(), portcullis };
+    let report = services::run(ground, world, &plan, progress)?;
+    Ok((report.render(), report.json()))
+}
+
+fn latency(
+    cli: &Cli,
+    ground: &Ground,
+    world: &mut World,
+    builds: Builds<'_>,
+    progress: &Progress,
+) -> Outcome<Printed> {
+    let cells = cli.cells_or(&["h1-plain-small", "h1-tls-10k"]);
+    if let Some(other) = cells.iter().find(|cell| !cell.can_be_paced()) {
+        return Err(Failure::new(format!(
+            "--latency is for cells of kept-alive HTTP/1.1, not {}",
+            other.name
+        )));
     }
-    Ok(())
+    let plan = latency::Plan {
+        cells,
+        kinds: cli.kinds(),
+        rates: cli.rates(),
+        rounds: cli.rounds(),
+        lengths: lengths(cli),
+        idle: cli.idle(),
+        builds: &|kind| builds(kind, usize::from(cli.table)),
+    };
+    let report = latency::run(ground, world, &plan, progress)?;
+    Ok((report.render(), report.json()))
+}
+
+fn lengths(cli: &Cli) -> Lengths {
+    Lengths { warm_up: cli.warm_up(), window: cli.window() }
+}
+
+/// Which Portcullis is meant, with how many services; for the peers it does not matter.
+fn builds(cli: &Cli) -> Outcome<impl Fn(Kind, usize) -> Outcome<Build> + use<>> {
+    let portcullis = portcullis(cli)?;
+    let before = cli.compare.as_deref().map(existing).transpose()?;
+    Ok(move |kind, services| {
+        let binary = if kind == Kind::Before { before.as_ref() } else { Some(&portcullis) };
+        let binary =
+            binary.ok_or_else(|| Failure::new("which build is `before`? Name it with --compare BINARY"))?;
+        Ok(Build { binary: binary.clone(), services })
+    })
 }
 
 /// The build that is named, or the one that was made along with this program.

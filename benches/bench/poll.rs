@@ -6,8 +6,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::failure::{Outcome, Tried};
 
@@ -78,18 +78,29 @@ impl Poll {
         epoll::modify(&self.0, source, token.pack(), flags).tried(|| "watch a socket".to_owned())
     }
 
-    /// Fills `ready`; to the nanosecond, because a load at a fixed rate must not be late by its own clock.
+    /// Fills `ready`.
     pub(crate) fn wait(&self, ready: &mut Ready, timeout: Duration) -> Outcome<()> {
         ready.0.clear();
-        let timeout = Timespec {
+        let mut timeout = Timespec {
             tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(timeout.subsec_nanos()),
         };
-        let events = rustix::buffer::spare_capacity(&mut ready.0);
-        match epoll::wait(&self.0, events, Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(error) => Err(error).tried(|| "wait for sockets".to_owned()),
+        if timeout.tv_sec == 0 && timeout.tv_nsec > 0 {
+            // epoll counts in ms, and a load at a fixed rate must not be late by its own clock.
+            let mut this = [PollFd::new(&self.0, PollFlags::IN)];
+            retried(poll(&mut this, Some(&timeout)))?;
+            timeout.tv_nsec = 0;
         }
+        let events = rustix::buffer::spare_capacity(&mut ready.0);
+        retried(epoll::wait(&self.0, events, Some(&timeout)))
+    }
+}
+
+/// A signal that came meanwhile is no failure: whoever waits looks again.
+fn retried(waited: rustix::io::Result<usize>) -> Outcome<()> {
+    match waited {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(error) => Err(error).tried(|| "wait for sockets".to_owned()),
     }
 }
 

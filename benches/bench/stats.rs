@@ -1,4 +1,4 @@
-//! Medians and spreads.
+//! Medians, spreads and quantiles.
 
 /// The middle of several rounds, and how far they lie apart.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -27,6 +27,12 @@ impl Spread {
     }
 }
 
+/// The value below which `share` of the sorted values lie.
+pub(crate) fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -44,5 +50,14 @@ mod tests {
         }
         let ratios = Spread::of_ratios(&[1.0, 4.0, 9.0], &[2.0, 2.0, 3.0]);
         assert_eq!(ratios.map(|one| one.median), Some(2.0));
+    }
+
+    #[test]
+    fn quantiles() {
+        let values: Vec<f64> = (1..=100).map(f64::from).collect();
+        for (share, wants) in [(0.5, 50.0), (0.99, 99.0), (1.0, 100.0), (0.0, 1.0)] {
+            assert_eq!(quantile(&values, share), Some(wants), "{share}");
+        }
+        assert_eq!(quantile(&[], 0.5), None);
     }
 }

@@ -135,6 +135,15 @@ impl Transport {
         Ok(true)
     }
 
+    pub(crate) fn is_handshaking(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
+    }
+
+    /// From now on nothing is read: what comes stays in the kernel, then in the proxy.
+    pub(crate) fn stop_reading(&self, poll: &Poll) -> Outcome<()> {
+        poll.interest(&self.tcp, self.token, Interest::None)
+    }
+
     /// What was agreed on, once the handshake is over: the version is part of what is compared.
     pub(crate) fn check_handshake(&self, alpn: &[u8]) -> Outcome<()> {
         let Some(tls) = &self.tls else { return Ok(()) };

@@ -12,6 +12,10 @@ pub(crate) trait Load {
     fn on_event(&mut self, poll: &Poll, index: usize) -> Outcome<()>;
     /// Answers that came whole and right.
     fn completed(&self) -> u64;
+    /// Sends what is due now, and says how long it may sleep unless something happens.
+    fn tick(&mut self, _: &Poll) -> Outcome<Duration> {
+        Ok(Duration::MAX)
+    }
 }
 
 pub(crate) struct World {
@@ -60,7 +64,8 @@ impl World {
             if left.is_zero() {
                 return Ok(());
             }
-            self.turn(Some(&mut *load), left)?;
+            let timeout = load.tick(&self.poll)?.min(left);
+            self.turn(Some(&mut *load), timeout)?;
         }
     }
 
@@ -74,6 +79,26 @@ impl World {
             }
             self.turn(None, left)?;
         }
+    }
+
+    /// Lets a load run until it has `completed` answers.
+    pub(crate) fn run_until(
+        &mut self,
+        load: &mut dyn Load,
+        completed: u64,
+        patience: Duration,
+    ) -> Outcome<()> {
+        let deadline = Instant::now() + patience;
+        while load.completed() < completed {
+            if Instant::now() > deadline {
+                let came = load.completed();
+                return Err(Failure::new(format!(
+                    "only {came} of {completed} answers came within {patience:?}"
+                )));
+            }
+            self.turn(Some(&mut *load), LOOK_AGAIN)?;
+        }
+        Ok(())
     }
 
     /// Serves until `look` finds what it wants, or fails after `patience` with what was seen last.
