@@ -66,6 +66,9 @@ fn main() -> ExitCode {
 
 fn bench(cli: &Cli) -> Outcome<()> {
     let progress = Progress::new();
+    if cli.peers.contains(&Kind::Before) && cli.compare.is_none() {
+        return Err(Failure::new(NO_BEFORE));
+    }
     let builds = builds(cli)?;
     machine::raise_descriptor_limit();
     let cores = Cores::claim()?;
@@ -93,6 +96,8 @@ fn bench(cli: &Cli) -> Outcome<()> {
     }
     Ok(())
 }
+
+const NO_BEFORE: &str = "which build is `before`? Name it with --compare BINARY";
 
 type Printed = (String, serde_json::Value);
 type Builds<'b> = &'b dyn Fn(Kind, usize) -> Outcome<Build>;
@@ -169,8 +174,7 @@ fn builds(cli: &Cli) -> Outcome<impl Fn(Kind, usize) -> Outcome<Build> + use<>> 
     let before = cli.compare.as_deref().map(existing).transpose()?;
     Ok(move |kind, services| {
         let binary = if kind == Kind::Before { before.as_ref() } else { Some(&portcullis) };
-        let binary =
-            binary.ok_or_else(|| Failure::new("which build is `before`? Name it with --compare BINARY"))?;
+        let binary = binary.ok_or_else(|| Failure::new(NO_BEFORE))?;
         Ok(Build { binary: binary.clone(), services })
     })
 }
