@@ -14,7 +14,7 @@ pub(crate) trait Load {
     fn completed(&self) -> u64;
     /// Sends what is due now, and says how long it may sleep unless something happens.
     fn tick(&mut self, _: &Poll) -> Outcome<Duration> {
-        Ok(Duration::MAX)
+        Ok(Duration::ZERO)
     }
 }
 

@@ -1,10 +1,11 @@
 //! Portcullis, the daemon: a host-side edge proxy and health gateway.
 //!
 //! Imports run one way: `app → control_plane → data_plane → adapters → snapshot, release, config,
-//! telemetry → model`. See `docs/ARCHITECTURE.md`.
+//! telemetry, clock → model`. See `docs/ARCHITECTURE.md`.
 
 pub mod adapters;
 pub mod app;
+pub mod clock;
 pub mod config;
 pub mod control_plane;
 pub mod data_plane;

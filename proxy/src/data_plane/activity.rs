@@ -11,6 +11,7 @@ use model::pace::{MinRate, Pace};
 use tokio::time::Instant;
 
 use super::exchange::Connection;
+use crate::clock;
 use crate::config::Limits;
 use crate::telemetry::connections::WorkerConnections;
 
@@ -278,7 +279,7 @@ impl Activity {
     }
 
     fn now(&self) -> u64 {
-        self.origin.elapsed().as_micros() as u64
+        (clock::now() - self.origin).as_micros() as u64
     }
 
     fn at(&self, micros: u64) -> Instant {
@@ -327,7 +328,7 @@ impl Drop for Busy {
         let activity = &self.0.activity;
         activity.end_request();
         if activity.is_idle() {
-            let now = Instant::now();
+            let now = clock::now();
             activity.is_idle_since(now);
             self.0.place.is_idle(now);
         }

@@ -21,7 +21,7 @@ pub fn refuse(reason: Reason, accept: Option<&HeaderValue>, tell: bool) -> Respo
     } else {
         ("text/html; charset=utf-8", page(status.as_u16(), title, explain(reason)))
     };
-    let mut response = Response::new(AnswerBody::Own(Full::new(Bytes::from(text))));
+    let mut response = Response::new(AnswerBody::Whole(Full::new(Bytes::from(text))));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));

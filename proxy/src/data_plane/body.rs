@@ -22,6 +22,7 @@ use super::upgrade::Farewell;
 use super::upstream::connection::{ReadError, Reading};
 use super::upstream::framing::{Framing, Piece};
 use super::upstream::pool::Lease;
+use crate::clock;
 use crate::release::InFlight;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -97,7 +98,7 @@ impl Body for RequestBody {
         let progress = &this.facts.request_body;
         match frame {
             None => {
-                progress.ended.set(Some(Instant::now()));
+                progress.ended.set(Some(clock::now()));
                 this.inner = None;
                 Poll::Ready(None)
             }
@@ -113,7 +114,7 @@ impl Body for RequestBody {
                     progress.had_trailers.set(true);
                     strip_trailers(trailers);
                 }
-                let now = Instant::now();
+                let now = clock::now();
                 progress.moved.set(Some(now));
                 if let Some(sender) = &mut this.sender {
                     sender.moved(frame.data_ref().map_or(0, Bytes::len), now);
@@ -136,15 +137,17 @@ impl Body for RequestBody {
     }
 }
 
-/// The body of an answer: ours, or the target's.
+/// The body of an answer.
 pub enum AnswerBody {
-    Own(Full<Bytes>),
-    Target(TargetBody),
+    /// Ours, or one that came together with its head.
+    Whole(Full<Bytes>),
+    /// The target's, as it comes.
+    Target(Box<TargetBody>),
 }
 
 impl AnswerBody {
     pub fn empty() -> Self {
-        Self::Own(Full::default())
+        Self::Whole(Full::default())
     }
 }
 
@@ -292,21 +295,21 @@ impl Body for AnswerBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         match &mut *self {
-            Self::Own(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
-            Self::Target(body) => Pin::new(body).poll_frame(cx),
+            Self::Whole(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Self::Target(body) => Pin::new(&mut **body).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Own(body) => body.is_end_stream(),
+            Self::Whole(body) => body.is_end_stream(),
             Self::Target(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Own(body) => body.size_hint(),
+            Self::Whole(body) => body.size_hint(),
             Self::Target(body) => body.size_hint(),
         }
     }

@@ -4,12 +4,12 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
@@ -17,23 +17,23 @@ use super::activity::Activity;
 use super::head_guard::HeadGuard;
 use crate::config::Limits;
 
-/// Interim responses on their way to a client. hyper's client reports them from its own task, hence the
-/// lock; it is never contended, since that task runs on the same thread.
+/// Interim responses on their way to a client: pushed while hyper polls the request, sent by the flush that follows
+/// in the same poll. hyper wants streams that could move to another thread, hence the lock.
 #[derive(Default)]
 pub struct Interim {
+    has_some: AtomicBool,
     bytes: Mutex<BytesMut>,
-    connection: AtomicWaker,
 }
 
 impl Interim {
-    /// Queues the head of an interim response and wakes the connection to send it.
+    /// Queues the head of an interim response.
     pub fn push(&self, head: &[u8]) {
         let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         // An app that sends hints without end gets none of them through.
         if bytes.len() + head.len() <= Limits::REQUEST_HEAD_BYTES {
             bytes.extend_from_slice(head);
+            self.has_some.store(true, Ordering::Relaxed);
         }
-        self.connection.wake();
     }
 }
 
@@ -121,7 +121,9 @@ impl<S: AsyncRead + Unpin> ClientIo<S> {
 impl<S: AsyncWrite + Unpin> ClientIo<S> {
     /// Sends queued interim responses; they come before anything that hyper writes.
     fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.interim.connection.register(cx.waker());
+        if !self.interim.has_some.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
         let mut bytes = self.interim.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         while !bytes.is_empty() {
             match ready!(Pin::new(&mut self.stream).poll_write(cx, &bytes))? {
@@ -129,6 +131,7 @@ impl<S: AsyncWrite + Unpin> ClientIo<S> {
                 n => bytes.advance(n),
             }
         }
+        self.interim.has_some.store(false, Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 }

@@ -22,6 +22,7 @@ use super::client_io::Interim;
 use super::layers::request_id::RequestId;
 use super::roster::Place;
 use super::worker::Worker;
+use crate::clock;
 use crate::release::{Target, Ticket};
 use crate::telemetry::access_log::Line;
 use crate::telemetry::connections::Closed;
@@ -109,7 +110,7 @@ impl Facts {
     pub fn new(connection: &Rc<Connection>, head: Parts, body: &Incoming) -> Rc<Self> {
         Rc::new(Self {
             connection: Rc::clone(connection),
-            arrived: Instant::now(),
+            arrived: clock::now(),
             is_head: head.method == Method::HEAD,
             head: RefCell::new(head),
             request_body: RequestProgress::default(),
@@ -242,7 +243,7 @@ impl Drop for Facts {
         if self.request_body.failed.get() == Some(Reason::BodyTimeout) {
             worker.metrics.connections().count_closed(Closed::RequestBody);
         }
-        let total = self.arrived.elapsed();
+        let total = clock::now() - self.arrived;
         let (status, reason) = self.outcome();
         worker.log.line(|line| self.write(line, status, reason, total));
         let known = self.known.borrow();

@@ -2,13 +2,13 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Response, StatusCode};
 use http_body::Body;
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use model::canary::{COOKIE_PLAIN, COOKIE_SECURE, Cohort, Visit};
@@ -30,6 +30,7 @@ use super::upstream::response_head::ResponseHead;
 use super::upstream::send::{self, Route, Sent};
 use super::upstream::stream::Ahead;
 use super::upstream::upload::Upload;
+use crate::clock;
 use crate::release::InFlight;
 use crate::snapshot::{Service, Slot, Snapshot};
 
@@ -195,16 +196,12 @@ fn choose_slot<'s>(
         header: |name: &str| fields.get(name).map(HeaderValue::as_bytes),
         cookie: |name: &str| headers::cookie(fields, name),
         client: forwarded.client,
-        day: unix_time().as_secs() / 86_400,
+        day: clock::unix_time().as_secs() / 86_400,
         user_agent: fields.get(header::USER_AGENT).map_or(&b""[..], HeaderValue::as_bytes),
     };
     let assigned = canary.assignment.assign(&visit, forwarded.https);
     let slot = if assigned.cohort == Cohort::Canary { &canary.slot } else { &service.stable };
     (slot, assigned.set_cookie, assigned.overridden)
-}
-
-fn unix_time() -> std::time::Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 async fn forward(
@@ -222,18 +219,31 @@ async fn forward(
     let route = Route { service: &plan.service, cohort: plan.cohort };
     let sent = send::send(worker, upload, &route, in_flight, facts).await;
     facts.set_waiting_for_app(false);
-    let Sent { head, lease, in_flight } = sent?;
-    facts.note(|known| known.first_byte = Some(facts.arrived.elapsed()));
+    let Sent { head, mut lease, in_flight } = sent?;
+    facts.note(|known| known.first_byte = Some(clock::now() - facts.arrived));
 
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         let client = client_upgrade.ok_or(Reason::UpstreamProtocol)?;
         return switch_protocols(head, client, (lease, in_flight), facts);
     }
-    let event_stream = is_event_stream(&head.fields)
-        .then(|| EventStream::new(Farewell::new(in_flight.release(), worker), &facts.connection.activity));
     let ResponseHead { status, mut fields, framing, keep_alive } = head;
-    let held = (lease, in_flight);
-    let body = TargetBody::new(framing, keep_alive, policy.timeouts.body_idle, held, event_stream, facts);
+    let body = match lease.take_whole(&framing) {
+        // The target has done its part: its seat and its connection are free while the client reads.
+        Some(whole) => {
+            if keep_alive {
+                lease.give_back();
+            }
+            AnswerBody::Whole(Full::new(whole))
+        }
+        None => {
+            let event_stream = is_event_stream(&fields).then(|| {
+                EventStream::new(Farewell::new(in_flight.release(), worker), &facts.connection.activity)
+            });
+            let (held, idle) = ((lease, in_flight), policy.timeouts.body_idle);
+            let body = TargetBody::new(framing, keep_alive, idle, held, event_stream, facts);
+            AnswerBody::Target(Box::new(body))
+        }
+    };
     if let Some(id) = &plan.visitor_cookie {
         set_visitor_cookie(&mut fields, id, plan.forwarded.https);
     }
@@ -242,7 +252,7 @@ async fn forward(
     if facts.request_body.had_trailers.get() && !facts.connection.activity.is_http2() {
         fields.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    let mut response = Response::new(AnswerBody::Target(body));
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = fields;
     Ok(response)
@@ -271,7 +281,7 @@ fn upload(body: Incoming, plan: &Plan, facts: &Rc<Facts>, websocket: bool) -> Up
         strip: plan.strip,
         request_id: known.request_id.as_ref().map_or(&b""[..], RequestId::as_bytes),
         // Time in line is queue time too, for whoever scales by it.
-        now_ms: unix_time().saturating_sub(known.queue.unwrap_or_default()).as_millis() as u64,
+        now_ms: clock::unix_time().saturating_sub(known.queue.unwrap_or_default()).as_millis() as u64,
         body: framing,
         websocket,
     }

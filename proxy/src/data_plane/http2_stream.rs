@@ -14,6 +14,8 @@ use model::pace::{MinRate, Pace};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::clock;
+
 /// Whose turn it is, and how the client kept pace so far.
 #[derive(Clone, Copy)]
 struct Turn {
@@ -30,7 +32,7 @@ thread_local! {
 
 impl Turn {
     fn now_us(&self) -> u64 {
-        self.origin.elapsed().as_micros() as u64
+        (clock::now() - self.origin).as_micros() as u64
     }
 }
 
@@ -87,6 +89,7 @@ impl<F: Future<Output = ()>> Future for StreamTask<F> {
     type Output = Ended;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended> {
+        let _held = clock::hold();
         let this = self.project();
         TURN.set(Some(*this.turn));
         let answered = this.answer.poll(cx).is_ready();

@@ -28,6 +28,7 @@ use super::stack::stack;
 use super::tls;
 use super::wire::Wire;
 use super::worker::Worker;
+use crate::clock;
 use crate::config::Limits;
 use crate::telemetry::connections::Closed;
 
@@ -256,6 +257,7 @@ async fn watched(
     let mut told = false;
     let mut goodbye: Option<Pin<Box<tokio::time::Sleep>>> = None;
     std::future::poll_fn(|cx| {
+        let _held = clock::hold();
         // First what has already arrived, then the news: a request that came in time is served.
         let mut ended = poll(cx, false);
         if ended.is_pending() && !told && shutdown.as_mut().poll(cx).is_ready() {

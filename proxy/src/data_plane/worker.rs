@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use model::balance::Random;
+use tokio::runtime::LocalOptions;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -89,8 +90,9 @@ fn random_seed() -> u64 {
 /// Runs one worker on the calling thread until `setup.shutdown`, then until its connections have ended or
 /// the shutdown timeout is over.
 pub fn run(index: usize, setup: Setup, sockets: Vec<Listening>) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    tokio::task::LocalSet::new().block_on(&runtime, async {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+    runtime.block_on(async {
         let worker = Worker::new(index, setup);
         let background = TaskTracker::new();
         let log = worker.log.clone();

@@ -12,17 +12,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use crate::clock;
 use crate::telemetry::metrics::Metrics;
 
 /// A buffer is handed over when it is this long, or `FLUSH_AFTER` after its first line.
-const BUFFER_BYTES: usize = 32 * 1024;
+const BUFFER_BYTES: usize = 64 * 1024;
 const FLUSH_AFTER: Duration = Duration::from_millis(100);
 /// Buffers on their way to the writer: at most 8 MiB.
-const QUEUE_BUFFERS: usize = 256;
+const QUEUE_BUFFERS: usize = 128;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Longer values are cut: a log line is for reading.
 const VALUE_BYTES_MAX: usize = 2048;
@@ -192,7 +193,7 @@ struct Clock {
 
 impl Clock {
     fn write_now(&mut self, out: &mut Vec<u8>) {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = clock::unix_time();
         if self.text.is_empty() || self.second != now.as_secs() {
             self.second = now.as_secs();
             let time =

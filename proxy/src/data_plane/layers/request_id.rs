@@ -1,12 +1,12 @@
 //! Every request has an id: the client's if it is sane, else a new UUIDv7.
 
 use std::task::{Context, Poll};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use tower::{Layer, Service};
 use uuid::fmt::Hyphenated;
 
+use crate::clock;
 use crate::data_plane::exchange::Exchange;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -63,7 +63,7 @@ impl RequestId {
     /// Milliseconds first, so that ids sort by time (RFC 9562 §5.7). The rest need not be a secret, only unlike any
     /// other: a generator of the thread's own costs no system call.
     fn make() -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = clock::unix_time();
         let mut random = [0; 10];
         fastrand::fill(&mut random);
         let id = uuid::Builder::from_unix_timestamp_millis(now.as_millis() as u64, &random).into_uuid();

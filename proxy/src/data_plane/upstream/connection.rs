@@ -18,6 +18,7 @@ use super::framing::{Framing, FramingError, Piece};
 use super::response_head::{self, HeadError, ResponseHead};
 use super::stream::{Scratch, Stream};
 use super::upload::{Upload, UploadError};
+use crate::clock;
 use crate::data_plane::deadline::Deadline;
 use crate::data_plane::exchange::Facts;
 use crate::data_plane::interim;
@@ -216,6 +217,12 @@ impl Connection {
         Poll::Ready(Err(AskError::Timeout))
     }
 
+    /// Exactly `length` bytes, if so many have been read.
+    pub fn take_unread(&mut self, length: u64) -> Option<Bytes> {
+        let length = usize::try_from(length).ok().filter(|length| *length <= self.unread.len())?;
+        Some(self.unread.split_to(length))
+    }
+
     /// The next piece of the answer's body; never `Piece::Wanting`.
     pub fn poll_body(
         &mut self,
@@ -236,7 +243,7 @@ impl Connection {
             let Poll::Ready(bytes) = self.stream.poll_read(cx, &mut scratch.borrow_mut(), limit) else {
                 let Some(idle) = reading.idle else { return Poll::Pending };
                 if !self.deadline.is_set() {
-                    self.deadline.set(Instant::now() + idle);
+                    self.deadline.set(clock::now() + idle);
                 }
                 ready!(self.deadline.poll(cx));
                 return Poll::Ready(Err(ReadError::Stalled(idle)));

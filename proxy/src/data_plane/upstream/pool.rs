@@ -21,6 +21,7 @@ use super::framing::{Framing, Piece};
 use super::response_head::ResponseHead;
 use super::stream::{Scratch, Stream};
 use super::upload::Upload;
+use crate::clock;
 use crate::release::Ending;
 
 /// Below Puma's keep-alive timeout, so that we close first.
@@ -52,7 +53,7 @@ struct Shared {
 impl Pool {
     /// The connection to `target` that was used last and still lives.
     pub fn take(&self, target: u64) -> Option<Lease> {
-        let now = Instant::now();
+        let now = clock::now();
         let mut idle = self.0.idle.borrow_mut();
         let connections = idle.get_mut(&target)?;
         while let Some(Idle { connection, since }) = connections.pop() {
@@ -124,8 +125,13 @@ pub struct Lease {
 impl Lease {
     /// Sends `upload` and waits for the head of its answer.
     pub async fn ask(&mut self, upload: &mut Upload, terms: &Terms<'_>) -> Result<ResponseHead, AskError> {
-        let (began, scratch) = (Instant::now(), &self.pool.0.scratch);
+        let (began, scratch) = (clock::now(), &self.pool.0.scratch);
         poll_fn(|cx| self.connection.poll_ask(cx, upload, terms, began, scratch)).await
+    }
+
+    /// The whole body of an answer whose head has just been read, if it came along.
+    pub fn take_whole(&mut self, framing: &Framing) -> Option<Bytes> {
+        framing.length().and_then(|length| self.connection.take_unread(length))
     }
 
     pub fn poll_body(
@@ -159,7 +165,7 @@ impl Lease {
             // The target has answered before it had everything; the rest is sent, and then the connection ends.
             return self.connection.leave_upload();
         }
-        let now = Instant::now();
+        let now = clock::now();
         if !is_worn_out(&self.connection, now) {
             let idle = Idle { connection: self.connection, since: now };
             self.pool.0.idle.borrow_mut().entry(self.target).or_default().push(idle);
