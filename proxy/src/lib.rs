@@ -1,7 +1,7 @@
 //! Portcullis, the daemon: a host-side edge proxy and health gateway.
 //!
 //! Imports run one way: `app → control_plane → data_plane → adapters → snapshot, release, config,
-//! telemetry, clock → model`. See `docs/ARCHITECTURE.md`.
+//! telemetry → clock → model`. See `docs/ARCHITECTURE.md`.
 
 pub mod adapters;
 pub mod app;

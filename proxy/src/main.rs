@@ -7,6 +7,10 @@ use portcullis::app;
 use portcullis::config::{Config, Flags};
 use tracing_subscriber::EnvFilter;
 
+/// Gives memory back after a peak, where the system's allocator keeps it; costs the same CPU (docs/performance.md).
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Edge proxy and health gateway for Rails apps on one machine
 #[derive(Parser)]
 #[command(name = "portcullis", version, after_help = EXAMPLES)]

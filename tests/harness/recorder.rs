@@ -5,7 +5,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -52,6 +52,7 @@ pub struct Recorder {
 
 struct Shared {
     received: Mutex<Vec<Received>>,
+    half_read: AtomicUsize,
     over: AtomicBool,
     script: Box<Script>,
     health: &'static [u8],
@@ -91,8 +92,13 @@ impl Recorder {
 
     fn listen(listener: TcpListener, health: &'static [u8], script: Box<Script>) -> Self {
         let address = listener.local_addr().expect("a bound listener has an address");
-        let shared =
-            Arc::new(Shared { received: Mutex::default(), over: AtomicBool::new(false), script, health });
+        let shared = Arc::new(Shared {
+            received: Mutex::default(),
+            half_read: AtomicUsize::new(0),
+            over: AtomicBool::new(false),
+            script,
+            health,
+        });
         let thread = std::thread::spawn({
             let shared = Arc::clone(&shared);
             move || shared.accept(&listener)
@@ -117,6 +123,17 @@ impl Recorder {
         })
     }
 
+    /// The same, once nothing is half read any more: what broke off is noticed later than what went through.
+    #[track_caller]
+    pub fn settled(&self) -> Vec<Received> {
+        eventually("every request upstream has ended", || {
+            match self.shared.half_read.load(Ordering::SeqCst) {
+                0 => Ok(self.received()),
+                open => Err(format!("{open} are open\n{:#?}", self.received())),
+            }
+        })
+    }
+
     pub fn forget(&self) {
         self.shared.received.lock().expect("no holder panics").clear();
     }
@@ -133,6 +150,22 @@ impl Drop for Recorder {
     }
 }
 
+/// Counts a request between its first byte and its end.
+struct HalfRead<'s>(&'s AtomicUsize);
+
+impl<'s> HalfRead<'s> {
+    fn begin(count: &'s AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for HalfRead<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 impl Shared {
     fn accept(self: Arc<Self>, listener: &TcpListener) {
         std::thread::scope(|scope| {
@@ -140,13 +173,18 @@ impl Shared {
                 if self.over.load(Ordering::Relaxed) {
                     return;
                 }
-                let shared = &self;
-                scope.spawn(move || stream.into_iter().for_each(|stream| shared.serve(stream, connection)));
+                // Nobody connects without a request.
+                let (shared, first) = (&self, HalfRead::begin(&self.half_read));
+                scope.spawn(move || {
+                    if let Ok(stream) = stream {
+                        shared.serve(stream, connection, first);
+                    }
+                });
             }
         });
     }
 
-    fn serve(&self, mut stream: TcpStream, connection: usize) {
+    fn serve<'s>(&'s self, mut stream: TcpStream, connection: usize, mut half_read: HalfRead<'s>) {
         let mut bytes = Vec::new();
         let _ = stream.set_nodelay(true);
         while let Some((received, rest)) = self.next(&mut stream, bytes, connection) {
@@ -161,8 +199,15 @@ impl Shared {
             if !complete {
                 break;
             }
+            drop(half_read);
+            let goes_on = !bytes.is_empty() || self.read_some(&mut stream, &mut bytes);
+            half_read = HalfRead::begin(&self.half_read);
+            if !goes_on {
+                break;
+            }
         }
         let _ = stream.shutdown(Shutdown::Both);
+        drop(half_read);
     }
 
     /// The next request and what follows it; `None` at the end of the connection.

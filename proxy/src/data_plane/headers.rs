@@ -48,17 +48,24 @@ const NOT_NOMINABLE: [&str; 9] = [
 ];
 
 pub fn is_identity(name: &str) -> bool {
-    name.starts_with("x-forwarded") || IDENTITY.contains(&name)
+    name.starts_with(X_FORWARDED) || IDENTITY.contains(&name)
 }
 
 /// `x_forwarded_for` reaches a Rack app as the same variable as `x-forwarded-for`.
 pub fn is_underscore_twin(name: &str) -> bool {
-    if !name.contains('_') {
-        return false;
+    name.contains('_') && {
+        let spells = |known: &str| known.len() == name.len() && is_twin(name, known);
+        (name.len() >= X_FORWARDED.len() && is_twin(name, X_FORWARDED))
+            || IDENTITY.into_iter().chain(HOP_BY_HOP).chain(NOT_NOMINABLE).any(spells)
     }
-    let dashed = name.replace('_', "-");
-    is_identity(&dashed) || HOP_BY_HOP.contains(&dashed.as_str()) || NOT_NOMINABLE.contains(&dashed.as_str())
 }
+
+/// Whether `name` begins as `dashed` does, but for underscores.
+fn is_twin(name: &str, dashed: &str) -> bool {
+    name.bytes().zip(dashed.bytes()).all(|(a, b)| a == b || (a, b) == (b'_', b'-'))
+}
+
+const X_FORWARDED: &str = "x-forwarded";
 
 /// Bound to one hop (RFC 9110 §7.6.1) or settled by us.
 pub fn is_hop_by_hop(name: &str) -> bool {
@@ -142,6 +149,24 @@ mod tests {
         let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         names
+    }
+
+    #[test]
+    fn underscore_twins() {
+        for (name, is) in [
+            ("x_forwarded_for", true),
+            ("x-forwarded_for", true),
+            ("x_forwarded_whatever", true),
+            ("content_length", true),
+            ("x_real_ip", true),
+            ("x-forwarded-for", false),
+            ("x_forwarded", true),
+            ("x_forward", false),
+            ("my_own", false),
+            ("host_", false),
+        ] {
+            assert_eq!(is_underscore_twin(name), is, "{name}");
+        }
     }
 
     #[test]

@@ -255,14 +255,19 @@ async fn watched(
     let mut watchdog = Watchdog::new(&connection.activity, limits);
     let mut shutdown = pin!(worker.shutdown.cancelled());
     let mut told = false;
+    // Whoever has asked once is woken; asking again at each poll takes locks.
+    let mut asked = false;
     let mut goodbye: Option<Pin<Box<tokio::time::Sleep>>> = None;
     std::future::poll_fn(|cx| {
         let _held = clock::hold();
         // First what has already arrived, then the news: a request that came in time is served.
         let mut ended = poll(cx, false);
-        if ended.is_pending() && !told && shutdown.as_mut().poll(cx).is_ready() {
-            told = true;
-            ended = poll(cx, true);
+        if ended.is_pending() && !told && (worker.is_stopping.get() || !asked) {
+            asked = true;
+            if shutdown.as_mut().poll(cx).is_ready() {
+                told = true;
+                ended = poll(cx, true);
+            }
         }
         if ended.is_pending() {
             match connection.place.poll_told(cx) {

@@ -34,6 +34,8 @@ pub struct Worker {
     pub tasks: TaskTracker,
     /// Stop taking requests, finish those in flight.
     pub shutdown: CancellationToken,
+    /// Says the same at the price of a load. Set before `shutdown` wakes anybody.
+    pub is_stopping: Cell<bool>,
     /// For redirects; `None` without an HTTPS listener.
     pub https_port: Option<u16>,
     pub tls: Arc<rustls::ServerConfig>,
@@ -70,8 +72,9 @@ impl Worker {
             pool: Pool::default(),
             retries: RetryBudget::default(),
             tasks: TaskTracker::new(),
-            // A child of one's own: polling it takes a lock, which the workers must not share.
-            shutdown: setup.shutdown.child_token(),
+            // One of its own: polling it takes a lock, which the workers must not share.
+            shutdown: CancellationToken::new(),
+            is_stopping: Cell::new(false),
             https_port: setup.https_port,
             abandoned: TaskTracker::new(),
             epoch: Instant::now(),
@@ -93,6 +96,7 @@ pub fn run(index: usize, setup: Setup, sockets: Vec<Listening>) -> std::io::Resu
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
     runtime.block_on(async {
+        let shutdown = setup.shutdown.clone();
         let worker = Worker::new(index, setup);
         let background = TaskTracker::new();
         let log = worker.log.clone();
@@ -104,7 +108,9 @@ pub fn run(index: usize, setup: Setup, sockets: Vec<Listening>) -> std::io::Resu
         for socket in sockets {
             worker.tasks.spawn_local(listener::accept(Rc::clone(&worker), socket));
         }
-        worker.shutdown.cancelled().await;
+        shutdown.cancelled().await;
+        worker.is_stopping.set(true);
+        worker.shutdown.cancel();
         worker.tasks.close();
         // What does not end in time is dropped with the runtime.
         let _ = tokio::time::timeout(worker.config.shutdown_timeout, worker.tasks.wait()).await;

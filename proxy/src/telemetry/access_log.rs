@@ -201,8 +201,8 @@ impl Clock {
             self.text = time.strftime("%Y-%m-%dT%H:%M:%S").to_string();
         }
         out.extend_from_slice(self.text.as_bytes());
-        // Writing to a Vec cannot fail.
-        let _ = write!(out, ".{:03}Z", now.subsec_millis());
+        Line(out).thousandths(u64::from(now.subsec_millis()));
+        out.push(b'Z');
     }
 }
 
@@ -210,12 +210,14 @@ impl Clock {
 pub struct Line<'b>(&'b mut Vec<u8>);
 
 impl Line<'_> {
+    #[inline(always)] // With the name known, it is a few stores.
     fn name(&mut self, name: &str) {
         self.0.extend_from_slice(b",\"");
         self.0.extend_from_slice(name.as_bytes());
         self.0.extend_from_slice(b"\":");
     }
 
+    #[inline(always)]
     pub fn text(&mut self, name: &str, value: &[u8]) {
         self.name(name);
         self.0.push(b'"');
@@ -225,13 +227,24 @@ impl Line<'_> {
 
     pub fn number(&mut self, name: &str, value: u64) {
         self.name(name);
-        let _ = write!(self.0, "{value}");
+        self.digits(value);
+    }
+
+    fn digits(&mut self, value: u64) {
+        self.0.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
     }
 
     pub fn millis(&mut self, name: &str, value: Duration) {
         self.name(name);
-        let micros = value.as_micros();
-        let _ = write!(self.0, "{}.{:03}", micros / 1000, micros % 1000);
+        let micros = value.as_micros() as u64;
+        self.digits(micros / 1000);
+        self.thousandths(micros % 1000);
+    }
+
+    /// `.007`
+    fn thousandths(&mut self, value: u64) {
+        let digit = |n: u64| b'0' + (n % 10) as u8;
+        self.0.extend_from_slice(&[b'.', digit(value / 100), digit(value / 10), digit(value)]);
     }
 
     pub fn address(&mut self, name: &str, value: IpAddr) {
@@ -248,7 +261,9 @@ impl Line<'_> {
 /// JSON text (RFC 8259 §7), ASCII only: terminals that show the log see no control or bidi characters.
 fn escape(out: &mut Vec<u8>, value: &[u8]) {
     let value = &value[..value.len().min(VALUE_BYTES_MAX)];
-    if value.iter().all(|b| matches!(b, 0x20..=0x7e) && !matches!(b, b'"' | b'\\')) {
+    // Looks at all of them, because a loop that may stop early is not vectorised.
+    let needs_escape = |b: &u8| !matches!(b, 0x20..=0x7e) || matches!(b, b'"' | b'\\');
+    if !value.iter().fold(false, |found, b| found | needs_escape(b)) {
         return out.extend_from_slice(value);
     }
     for c in String::from_utf8_lossy(value).chars() {

@@ -255,7 +255,7 @@ impl Connection {
             } else if reading.client_is_behind {
                 self.read_bytes = READ_BYTES_MIN;
             } else if self.unread.len() == limit {
-                self.read_bytes = (limit * 2).min(reading.bytes_max);
+                self.read_bytes = (limit * 4).min(reading.bytes_max);
             }
         }
     }
