@@ -67,6 +67,9 @@ pub enum Expired {
     Stall,
 }
 
+/// A client that does not read costs little more than this.
+const HELD_BYTES_ENOUGH: u64 = 32 * 1024;
+
 impl Activity {
     pub fn new(limits: &Limits, held_by_worker: Arc<WorkerConnections>) -> Self {
         let zero = || AtomicU64::new(0);
@@ -230,6 +233,11 @@ impl Activity {
         if !self.is_http2() {
             self.let_go(u64::MAX);
         }
+    }
+
+    /// Enough was handed over for this client that it has not taken; over HTTP/2 its windows say how much is enough.
+    pub fn holds_enough(&self) -> bool {
+        !self.is_http2() && get(&self.held) >= HELD_BYTES_ENOUGH
     }
 
     pub fn held_bytes(&self) -> u64 {

@@ -163,7 +163,6 @@ pub struct TargetBody {
     /// Why it broke off, until the client has what came before.
     broken: Option<ReadError>,
     facts: Rc<Facts>,
-    _in_flight: InFlight,
 }
 
 /// An event stream is closed when its release ends, or when its client leaves.
@@ -195,7 +194,7 @@ impl TargetBody {
         framing: Framing,
         keep_alive: bool,
         idle: Duration,
-        (lease, in_flight): (Lease, InFlight),
+        (mut lease, in_flight): (Lease, InFlight),
         event_stream: Option<EventStream>,
         facts: &Rc<Facts>,
     ) -> Self {
@@ -203,6 +202,7 @@ impl TargetBody {
             Some(_) => (in_flight.into_socket(), None),
             None => (in_flight, Some(idle)),
         };
+        lease.hold(in_flight);
         let mut body = Self {
             framing,
             lease: Some(lease),
@@ -211,7 +211,6 @@ impl TargetBody {
             event_stream,
             broken: None,
             facts: Rc::clone(facts),
-            _in_flight: in_flight,
         };
         if body.framing.has_ended() {
             body.end();
@@ -252,6 +251,14 @@ impl Body for TargetBody {
         if let Some(error) = this.broken.take() {
             this.lease.take();
             return Poll::Ready(Some(Err(BodyError::Target(error).into())));
+        }
+        if this.facts.connection.activity.holds_enough() {
+            // Over HTTP/1.1 hyper asks again whenever the connection is polled. Where the client is behind, its socket
+            // will wake us; else the flush that follows has room in this poll, and the rest in the next.
+            if !this.facts.connection.activity.has_unflushed() {
+                cx.waker().wake_by_ref();
+            }
+            return Poll::Pending;
         }
         let reading = this.reading();
         let Some(lease) = &mut this.lease else { return Poll::Ready(None) };

@@ -42,12 +42,25 @@ pub async fn serve(exchange: Exchange) -> Response<AnswerBody> {
         Ok(()) => route(body, &facts).await,
         Err(reason) => Err(reason),
     };
-    answered.unwrap_or_else(|reason| {
+    let mut response = answered.unwrap_or_else(|reason| {
         facts.note(|known| known.reason = Some(reason));
         let head = facts.head.borrow();
         let accept = head.headers.get(header::ACCEPT);
         answer::refuse(reason, accept, facts.connection.worker.config.reason_header)
-    })
+    });
+    if may_have_swallowed(&facts) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// A trailer section may swallow what comes behind it, because hyper takes a bare line feed there: where one has
+/// come, or may still come, nothing more is read from this client.
+fn may_have_swallowed(facts: &Facts) -> bool {
+    let body = &facts.request_body;
+    let is_open =
+        || body.ended.get().is_none() && facts.head.borrow().headers.contains_key(header::TRANSFER_ENCODING);
+    !facts.connection.activity.is_http2() && (body.had_trailers.get() || is_open())
 }
 
 /// Decides where the request goes, waits there for a seat if none is free, and sends it.
@@ -246,11 +259,6 @@ async fn forward(
     };
     if let Some(id) = &plan.visitor_cookie {
         set_visitor_cookie(&mut fields, id, plan.forwarded.https);
-    }
-    // A trailer section may have swallowed what came behind it (hyper takes a bare line feed there), so
-    // nothing more is read from this client.
-    if facts.request_body.had_trailers.get() && !facts.connection.activity.is_http2() {
-        fields.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let mut response = Response::new(body);
     *response.status_mut() = status;

@@ -20,6 +20,7 @@ pub fn check(head: &mut Parts) -> Result<(), Reason> {
     if head.headers.len() > Limits::REQUEST_FIELDS {
         return Err(Reason::TooManyFields);
     }
+    check_connection(&head.headers)?;
     if head.version == Version::HTTP_2 {
         check_http2(head)?
     } else {
@@ -35,6 +36,15 @@ pub fn host(head: &Parts) -> Result<Cow<'_, str>, Reason> {
     let field = head.headers.get(header::HOST).and_then(|value| value.to_str().ok());
     field.and_then(parse_host).ok_or(Reason::BadHost)
 }
+
+/// Each field is looked for among what `Connection` names, so that may not be much.
+fn check_connection(fields: &HeaderMap) -> Result<(), Reason> {
+    let values = fields.get_all(header::CONNECTION).iter();
+    let names: usize = values.map(|value| memchr::memchr_iter(b',', value.as_bytes()).count() + 1).sum();
+    if names > CONNECTION_NAMES_MAX { Err(Reason::TooManyFields) } else { Ok(()) }
+}
+
+const CONNECTION_NAMES_MAX: usize = 32;
 
 /// The extended CONNECT that opens a WebSocket on a stream (RFC 8441 §4); no other CONNECT is served.
 pub fn is_http2_websocket(head: &Parts) -> bool {
@@ -240,6 +250,17 @@ mod tests {
             let mut request = request(Version::HTTP_2, "GET", uri, fields);
             let got = checked(&mut request);
             assert_eq!(got, want.map(str::to_owned), "{uri} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn connection_names_a_few_fields() {
+        for (names, want) in
+            [(CONNECTION_NAMES_MAX, Ok(())), (CONNECTION_NAMES_MAX + 1, Err(Reason::TooManyFields))]
+        {
+            let value = vec!["a"; names].join(",");
+            let fields = [("host", "a"), ("connection", value.as_str())];
+            assert_eq!(check(&mut request(Version::HTTP_11, "GET", "/", &fields)), want, "{names}");
         }
     }
 

@@ -8,7 +8,9 @@ use super::upstream::response_head::ResponseHead;
 /// 103 and 102 reach HTTP/1.1 clients; hyper has no way to send them to others.
 pub fn pass(head: &ResponseHead, facts: &Facts) {
     let is_http11 = facts.head.borrow().version == http::Version::HTTP_11;
-    if is_http11 && matches!(head.status.as_u16(), 102 | 103) {
+    // It would get between the parts of an answer before it.
+    let comes_first = !facts.connection.activity.has_unflushed();
+    if is_http11 && comes_first && matches!(head.status.as_u16(), 102 | 103) {
         facts.connection.interim.push(&interim_head(head.status, &head.fields));
     }
 }

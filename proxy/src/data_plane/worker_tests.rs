@@ -291,6 +291,59 @@ fn an_upload_that_outlives_its_answer_arrives_unchanged() {
 }
 
 #[test]
+fn a_target_that_answers_early_and_then_freezes_does_not_hold_the_upload_for_ever() {
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let proxy = Proxy::with_timeouts(silent_target(1, answer), short());
+    let mut client = proxy.connect();
+    let size = 64 << 20;
+    write!(client, "POST / HTTP/1.1\r\nHost: shop.test\r\nContent-Length: {size}\r\n\r\n").unwrap();
+    let mut sending = client.try_clone().unwrap();
+    let sender = std::thread::spawn(move || sending.write_all(&vec![7; size]));
+    let (head, body) = read_answer(&mut client, 2);
+    assert!(head.starts_with("HTTP/1.1 200") && body == "ok", "{head}");
+    // It breaks off when the upload is given up, and with it the connection.
+    assert!(sender.join().unwrap().is_err());
+}
+
+#[test]
+fn a_cut_counts_out_an_answer_whose_client_does_not_read() {
+    let answer: &[u8] = Box::leak(
+        [b"HTTP/1.1 200 OK\r\nContent-Length: 67108864\r\n\r\n", &[7; 1 << 20][..]].concat().into(),
+    );
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        read_head(&mut stream).unwrap();
+        // It ends when the proxy lets go.
+        while stream.write_all(answer).is_ok() {}
+    });
+    let proxy = Proxy::to(address);
+    let mut client = proxy.connect();
+    write!(client, "GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n").unwrap();
+    read_head(&mut client).unwrap();
+    assert_eq!(proxy.release.in_flight().requests, 1);
+    proxy.release.close();
+    proxy.release.cut();
+    proxy.waits_until_idle();
+    drop(client);
+}
+
+#[test]
+fn a_request_that_is_refused_before_its_chunks_are_read_ends_the_connection() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let proxy = Proxy::to(closed);
+    let mut client = proxy.connect();
+    let swallowed = "0\r\nX: y\n\nGET /next HTTP/1.1\r\nHost: shop.test\r\n\r\n";
+    write!(client, "POST / HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n{swallowed}")
+        .unwrap();
+    let mut answers = String::new();
+    client.read_to_string(&mut answers).unwrap();
+    assert!(answers.starts_with("HTTP/1.1 502") && answers.contains("connection: close"), "{answers}");
+    assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{answers}");
+}
+
+#[test]
 fn the_client_of_an_event_stream_may_leave() {
     let head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n";
     let proxy = Proxy::to(silent_target(1, head));

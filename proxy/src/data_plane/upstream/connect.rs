@@ -1,6 +1,7 @@
 //! Opens a connection to a target.
 
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::net::{TcpStream, UnixStream};
@@ -38,6 +39,20 @@ async fn open(endpoint: &Endpoint) -> io::Result<Stream> {
             let _ = stream.set_nodelay(true);
             Stream::Tcp(stream)
         }
-        Endpoint::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
+        Endpoint::Unix(path) => Stream::Unix(connect_unix(path).await?),
     })
 }
+
+/// Where TCP waits for room in the listener's backlog, a unix socket says that there is none.
+async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(BACKLOG_PAUSE).await
+            }
+            connected => return connected,
+        }
+    }
+}
+
+const BACKLOG_PAUSE: Duration = Duration::from_millis(5);

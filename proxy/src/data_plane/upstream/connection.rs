@@ -22,9 +22,10 @@ use crate::clock;
 use crate::data_plane::deadline::Deadline;
 use crate::data_plane::exchange::Facts;
 use crate::data_plane::interim;
+use crate::release::InFlight;
 
 /// Reads begin small, and grow with answers that fill them and clients that keep up.
-pub const READ_BYTES_MIN: usize = 32 * 1024;
+pub const READ_BYTES_MIN: usize = 16 * 1024;
 
 /// Dropped, it is closed at once, whatever it is doing.
 pub struct Connection {
@@ -44,19 +45,37 @@ pub struct Connection {
 
 struct Uploading {
     task: AbortHandle,
-    done: Rc<Cell<bool>>,
+    progress: Rc<UploadProgress>,
 }
 
-/// Whether the release of a connection has been cut off, with whom to wake when it is.
-#[derive(Default)]
+/// What is known of an upload that goes on beside its answer.
+pub struct UploadProgress {
+    pub done: Cell<bool>,
+    pub moved: Cell<Instant>,
+}
+
+impl UploadProgress {
+    pub fn begin() -> Self {
+        Self { done: Cell::new(false), moved: Cell::new(Instant::now()) }
+    }
+}
+
+/// Whether the release of a connection has been cut off, with what to do when it is.
 pub struct Cut {
     happened: Cell<bool>,
     waiting: RefCell<Option<Waker>>,
+    /// Counted out at the cut.
+    held: RefCell<Option<InFlight>>,
 }
 
 impl Cut {
+    pub fn new(happened: bool) -> Self {
+        Self { happened: Cell::new(happened), waiting: RefCell::default(), held: RefCell::default() }
+    }
+
     pub fn happen(&self) {
         self.happened.set(true);
+        drop(self.held.take());
         if let Some(waker) = self.waiting.take() {
             waker.wake();
         }
@@ -152,17 +171,34 @@ impl Connection {
 
     /// Nothing is left of the last request, and nothing has come since.
     pub fn is_free(&self) -> bool {
-        self.is_settled() && self.stream.is_quiet()
+        self.is_settled() && !self.cut.happened.get() && self.stream.is_quiet()
+    }
+
+    pub fn hold(&mut self, in_flight: InFlight) {
+        if !self.cut.happened.get() {
+            self.cut.held.replace(Some(in_flight));
+        }
+    }
+
+    pub fn let_go(&mut self) {
+        drop(self.cut.held.take());
     }
 
     /// The last request and its answer are complete.
     pub fn is_settled(&self) -> bool {
-        self.unread.is_empty() && self.uploading.as_ref().is_none_or(|uploading| uploading.done.get())
+        self.unread.is_empty()
+            && self.uploading.as_ref().is_none_or(|uploading| uploading.progress.done.get())
     }
 
-    /// `task` goes on with the request while the answer is read; it sets `done` when all is written.
-    pub fn upload_goes_on(&mut self, task: AbortHandle, done: Rc<Cell<bool>>) {
-        self.uploading = Some(Uploading { task, done });
+    /// `task` goes on with the request while the answer is read.
+    pub fn upload_goes_on(&mut self, task: AbortHandle, progress: Rc<UploadProgress>) {
+        self.uploading = Some(Uploading { task, progress });
+    }
+
+    /// When the upload last moved, if it is still under way.
+    fn upload_moved(&self) -> Option<Instant> {
+        let progress = &self.uploading.as_ref()?.progress;
+        (!progress.done.get()).then(|| progress.moved.get())
     }
 
     /// Lets go of an upload that outlives its answer; it ends by itself.
@@ -245,8 +281,14 @@ impl Connection {
                 if !self.deadline.is_set() {
                     self.deadline.set(clock::now() + idle);
                 }
-                ready!(self.deadline.poll(cx));
-                return Poll::Ready(Err(ReadError::Stalled(idle)));
+                loop {
+                    ready!(self.deadline.poll(cx));
+                    // A target that takes the client's body may have nothing to say meanwhile.
+                    match self.upload_moved().map(|moved| moved + idle).filter(|due| *due > clock::now()) {
+                        Some(due) => self.deadline.set(due),
+                        None => return Poll::Ready(Err(ReadError::Stalled(idle))),
+                    }
+                }
             };
             self.unread = bytes?;
             self.deadline.clear();
@@ -271,6 +313,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        self.let_go();
         self.guard.abort();
         if let Some(uploading) = &self.uploading {
             uploading.task.abort();
@@ -288,15 +331,19 @@ fn join(front: &Bytes, back: Bytes) -> Bytes {
     joined.freeze()
 }
 
+/// How long a target may take none of a body: while the client is waited for, the body's own timer runs, and strikes
+/// earlier.
+pub fn upload_limit(timeouts: &Timeouts) -> Duration {
+    timeouts.body_idle.max(timeouts.response_head) * 2
+}
+
 /// The limit runs from the end of the request body: a long upload is not the target's slowness, and has a limit of
 /// its own on progress.
 fn due(terms: &Terms<'_>, began: Instant) -> Instant {
-    let Timeouts { response_head, body_idle, .. } = *terms.timeouts;
+    let response_head = terms.timeouts.response_head;
     let Some(body) = terms.facts.map(|facts| &facts.request_body) else { return began + response_head };
     match body.ended.get() {
         Some(ended) => ended.max(began) + response_head,
-        // While the client is waited for, the body's own timer runs; when that has not struck by now, it is the
-        // target that takes nothing.
-        None => body.moved.get().unwrap_or(began) + body_idle.max(response_head) * 2,
+        None => body.moved.get().unwrap_or(began) + upload_limit(terms.timeouts),
     }
 }

@@ -4,7 +4,7 @@
 //! Puma keeps it (its keep-alive timeout is 20 s in old versions), retired after a number of requests and
 //! at an age, and the one used last is used first, so that spare ones grow old and go.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -12,17 +12,18 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use model::service::Timeouts;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use super::connection::{AskError, Connection, Cut, ReadError, Reading, Terms};
+use super::connection::{AskError, Connection, Cut, ReadError, Reading, Terms, UploadProgress, upload_limit};
 use super::framing::{Framing, Piece};
 use super::response_head::ResponseHead;
 use super::stream::{Scratch, Stream};
 use super::upload::Upload;
 use crate::clock;
-use crate::release::Ending;
+use crate::release::{Ending, InFlight};
 
 /// Below Puma's keep-alive timeout, so that we close first.
 pub const IDLE_MAX: Duration = Duration::from_secs(10);
@@ -67,7 +68,7 @@ impl Pool {
 
     /// A new connection, to be closed when its release is cut off.
     pub fn adopt(&self, target: u64, stream: Stream, mut ending: watch::Receiver<Ending>) -> Lease {
-        let cut = Rc::new(Cut::default());
+        let cut = Rc::new(Cut::new(*ending.borrow() == Ending::Cut));
         let told = Rc::clone(&cut);
         let guard = self.0.tasks.spawn_local(async move {
             // An error means that the release itself is gone, which is the same.
@@ -129,6 +130,12 @@ impl Lease {
         poll_fn(|cx| self.connection.poll_ask(cx, upload, terms, began, scratch)).await
     }
 
+    /// Counts the request out when the answer's body has ended, or when its release is cut off, whichever is first:
+    /// a client that does not read its answer must not hold the drain.
+    pub fn hold(&mut self, in_flight: InFlight) {
+        self.connection.hold(in_flight);
+    }
+
     /// The whole body of an answer whose head has just been read, if it came along.
     pub fn take_whole(&mut self, framing: &Framing) -> Option<Bytes> {
         framing.length().and_then(|length| self.connection.take_unread(length))
@@ -145,22 +152,29 @@ impl Lease {
 
     /// The answer has begun; what is left of the request goes on in a task of its own, since a client may read
     /// only after it has sent everything.
-    pub fn let_upload_go_on(&mut self, upload: Upload, mut ending: watch::Receiver<Ending>) {
+    pub fn let_upload_go_on(
+        &mut self,
+        upload: Upload,
+        timeouts: &Timeouts,
+        mut ending: watch::Receiver<Ending>,
+    ) {
         if upload.is_done() {
             return self.pool.put_buffer(upload.into_buffer());
         }
-        let done = Rc::new(Cell::new(false));
-        let (stream, told) = (Rc::clone(self.connection.stream()), Rc::clone(&done));
+        let progress = Rc::new(UploadProgress::begin());
+        let (stream, told) = (Rc::clone(self.connection.stream()), Rc::clone(&progress));
+        let limit = upload_limit(timeouts);
         let task = self.pool.0.tasks.spawn_local(async move {
             tokio::select! {
-                sent = upload.finish(&stream) => told.set(sent.is_ok()),
+                sent = upload.finish(&stream, limit, &told.moved) => told.done.set(sent.is_ok()),
                 _ = ending.wait_for(|ending| *ending == Ending::Cut) => {}
             }
         });
-        self.connection.upload_goes_on(task.abort_handle(), done);
+        self.connection.upload_goes_on(task.abort_handle(), progress);
     }
 
     pub fn give_back(mut self) {
+        self.connection.let_go();
         if !self.connection.is_settled() {
             // The target has answered before it had everything; the rest is sent, and then the connection ends.
             return self.connection.leave_upload();

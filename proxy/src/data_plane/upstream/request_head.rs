@@ -41,8 +41,13 @@ impl RequestHead<'_> {
     pub fn write(&self, out: &mut Vec<u8>) {
         self.write_request_line(out);
         let nominates = nominates(self.fields);
+        let mut has_length = false;
         for (name, value) in self.fields {
             let name = name.as_str();
+            // h2 lets equal ones be repeated.
+            if name == "content-length" && std::mem::replace(&mut has_length, true) {
+                continue;
+            }
             let stays =
                 is_replaced(name) || self.settles(name) || (nominates && is_nominated(self.fields, name));
             if !stays {
@@ -331,6 +336,12 @@ mod tests {
             let fields = map(&[("host", "shop.test"), ("content-length", "5")]);
             assert_eq!(passed(Given { fields, body, ..Given::default() }), want, "{body:?}");
         }
+    }
+
+    #[test]
+    fn one_length_is_enough() {
+        let fields = map(&[("host", "shop.test"), ("content-length", "5"), ("content-length", "5")]);
+        assert_eq!(passed(Given { fields, ..Given::default() }), ["content-length: 5"]);
     }
 
     #[test]

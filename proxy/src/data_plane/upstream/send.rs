@@ -75,7 +75,8 @@ pub async fn send(
         match answer {
             Ok(head) => {
                 timing.answered();
-                lease.let_upload_go_on(upload, in_flight.release().ending());
+                let ending = in_flight.release().ending();
+                lease.let_upload_go_on(upload, &route.service.policy.timeouts, ending);
                 return Ok(Sent { head, lease, in_flight });
             }
             Err(error) => {

@@ -1,17 +1,21 @@
 //! A request on its way to its target: the head, then the body as the client sends it.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame};
+use tokio::time::Instant;
 
 use super::request_head::BodyFraming;
 use super::stream::Stream;
 use crate::data_plane::body::RequestBody;
+use crate::data_plane::deadline::Deadline;
 
 /// So much is gathered before it is written; a piece that is larger by itself is written as it is.
 const GATHERED_BYTES_MAX: usize = 16 * 1024;
@@ -34,6 +38,8 @@ pub struct Upload {
     begun: bool,
     /// Something that has been written is gone.
     forgotten: bool,
+    /// Counts pieces read and written.
+    moves: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +65,7 @@ impl Upload {
             ended,
             begun: false,
             forgotten: false,
+            moves: 0,
         }
     }
 
@@ -75,8 +82,28 @@ impl Upload {
         }
     }
 
-    pub async fn finish(mut self, stream: &Stream) -> Result<(), UploadError> {
-        poll_fn(|cx| self.poll(cx, stream)).await
+    /// Until everything is written, or nothing has moved for `limit`; `moved` is when something last did.
+    pub async fn finish(
+        mut self,
+        stream: &Stream,
+        limit: Duration,
+        moved: &Cell<Instant>,
+    ) -> Result<(), UploadError> {
+        let mut deadline = Deadline::default();
+        poll_fn(|cx| {
+            let before = self.moves;
+            let polled = self.poll(cx, stream);
+            if self.moves != before {
+                moved.set(Instant::now());
+            }
+            if polled.is_pending() {
+                deadline.set(moved.get() + limit);
+                ready!(deadline.poll(cx));
+                return Poll::Ready(Err(UploadError::Target(io::ErrorKind::TimedOut.into())));
+            }
+            polled
+        })
+        .await
     }
 
     /// Everything is read and written.
@@ -108,7 +135,10 @@ impl Upload {
     fn poll_gather(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UploadError>> {
         while !self.ended && self.piece.is_empty() && self.out.len() < GATHERED_BYTES_MAX {
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-                Some(Ok(frame)) => self.put(frame),
+                Some(Ok(frame)) => {
+                    self.moves += 1;
+                    self.put(frame);
+                }
                 Some(Err(_)) => return Poll::Ready(Err(UploadError::Client)),
                 None => self.end(None),
             }
@@ -165,6 +195,7 @@ impl Upload {
             };
             self.written += ready!(n).map_err(UploadError::Target)?;
             self.begun = true;
+            self.moves += 1;
         }
         if !self.ended && self.written > 0 {
             self.out.clear();
