@@ -224,8 +224,9 @@ fn several_targets_share_the_load_and_one_may_die() {
     let load = world.load("/");
     load.goes_on_for(100);
     let seen = load.finish().lost_nothing();
-    let (a, b) = (seen.by_release["one"], seen.by_release["two"]);
-    assert!(a.abs_diff(b) * 5 <= a + b, "round robin: {seen}");
+    // How much each gets depends on how fast each was of late; that equal ones get equal shares is simulated in
+    // `model::balance`, where nothing else disturbs them.
+    assert_eq!(seen.releases(), ["one", "two"], "{seen}");
     drop(two);
     // A refused connection moves to the other target: nobody sees it, not even before the ejection.
     let plan = LoadPlan { pause: Duration::from_millis(20), ..LoadPlan::default() };
