@@ -97,7 +97,8 @@ pub async fn send(
 fn may_repeat(error: &AskError, upload: &Upload, facts: &Facts) -> bool {
     let closed = matches!(error, AskError::Closed { begun: false, .. });
     let is_safe = || matches!(facts.head.borrow().method, Method::GET | Method::HEAD | Method::OPTIONS);
-    closed && (!upload.has_begun() || is_safe())
+    let has_no_body = || facts.request_body.bytes.get() == 0;
+    closed && (!upload.has_begun() || (is_safe() && has_no_body()))
 }
 
 async fn open(
