@@ -46,10 +46,23 @@ pub struct Activity {
     /// counted when they are handed over, but they are when they are taken.
     held: AtomicU64,
     held_by_worker: Arc<WorkerConnections>,
+    /// Bytes that the socket took, and those of them that the kernel still had behind the last large write.
+    written: AtomicU64,
+    unacknowledged: AtomicU64,
     /// 1: what was sent and not read is not worth keeping.
     cut: AtomicU64,
     /// 1: a request was answered before its body had been read.
     unread: AtomicU64,
+}
+
+/// How far a client has got with its answer, in bytes, as of the last large write.
+#[derive(Debug, Clone, Copy)]
+pub struct Uptake {
+    pub acknowledged: u64,
+    /// In the kernel's hands.
+    pub unacknowledged: u64,
+    /// The socket takes no more.
+    pub is_blocked: bool,
 }
 
 const NEVER: u64 = u64::MAX;
@@ -66,9 +79,6 @@ pub enum Expired {
     /// The client does not read what it asked for, or too slowly.
     Stall,
 }
-
-/// A client that does not read costs little more than this.
-const HELD_BYTES_ENOUGH: u64 = 32 * 1024;
 
 impl Activity {
     pub fn new(limits: &Limits, held_by_worker: Arc<WorkerConnections>) -> Self {
@@ -91,6 +101,8 @@ impl Activity {
             reading,
             held: zero(),
             held_by_worker,
+            written: zero(),
+            unacknowledged: zero(),
             cut: zero(),
             unread: zero(),
         }
@@ -183,6 +195,7 @@ impl Activity {
     /// The socket took `bytes`; `whole`: all that it was given.
     pub fn has_written(&self, bytes: usize, whole: bool) {
         self.let_go(bytes as u64);
+        set(&self.written, get(&self.written) + bytes as u64);
         let mut pace = self.pace();
         if whole && !pace.is_clients_turn() && self.is_idle() {
             // The end of an answer, or a ping: an idle connection stays as idle as it was.
@@ -198,7 +211,24 @@ impl Activity {
         set(&self.progress, now);
     }
 
-    /// The client has not taken all that was written.
+    /// The kernel keeps `bytes` of what was written until the client has acknowledged them.
+    pub fn kernel_holds(&self, bytes: u64) {
+        set(&self.unacknowledged, bytes);
+    }
+
+    /// All that the socket took in the life of the connection.
+    pub fn written_bytes(&self) -> u64 {
+        get(&self.written)
+    }
+
+    /// What became of all that was written behind the first `from` bytes of the connection.
+    pub fn uptake(&self, from: u64) -> Uptake {
+        let unacknowledged = get(&self.unacknowledged);
+        let acknowledged = (get(&self.written) - from).saturating_sub(unacknowledged);
+        Uptake { acknowledged, unacknowledged, is_blocked: self.has_unflushed() }
+    }
+
+    /// The socket has not taken all that was written.
     pub fn has_unflushed(&self) -> bool {
         self.pace().is_clients_turn()
     }
@@ -235,9 +265,11 @@ impl Activity {
         }
     }
 
-    /// Enough was handed over for this client that it has not taken; over HTTP/2 its windows say how much is enough.
-    pub fn holds_enough(&self) -> bool {
-        !self.is_http2() && get(&self.held) >= HELD_BYTES_ENOUGH
+    /// Whether `enough` bytes were handed over for this client that its socket has not taken, or any that it did not want to
+    /// take; over HTTP/2 the client's windows say how much is enough.
+    pub fn holds(&self, enough: u64) -> bool {
+        let enough = if self.has_unflushed() { 1 } else { enough };
+        !self.is_http2() && get(&self.held) >= enough
     }
 
     pub fn held_bytes(&self) -> u64 {

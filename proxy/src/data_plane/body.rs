@@ -163,6 +163,8 @@ pub struct TargetBody {
     /// Why it broke off, until the client has what came before.
     broken: Option<ReadError>,
     facts: Rc<Facts>,
+    /// What had been written to the client before this answer, in bytes.
+    written_before: u64,
 }
 
 /// An event stream is closed when its release ends, or when its client leaves.
@@ -184,9 +186,16 @@ impl Drop for EventStream {
     }
 }
 
-/// How much is read at a time for a client that keeps up. HTTP/2 buffers whole pieces for each stream.
-const READ_BYTES_MAX: usize = 256 * 1024;
-const READ_BYTES_MAX_HTTP2: usize = 64 * 1024;
+/// In what portions an answer goes to a client that keeps up, in bytes.
+struct Portions {
+    read_max: usize,
+    /// Handed to hyper before the socket is given anything.
+    held_enough: u64,
+}
+
+const LARGE: Portions = Portions { read_max: 256 * 1024, held_enough: 32 * 1024 };
+/// TLS gains nothing from larger ones, and HTTP/2 buffers whole ones for each stream.
+const SMALL: Portions = Portions { read_max: 64 * 1024, held_enough: 16 * 1024 };
 
 impl TargetBody {
     /// `idle`: how long the target may be silent; an event stream may be silent for as long as it likes.
@@ -211,6 +220,7 @@ impl TargetBody {
             event_stream,
             broken: None,
             facts: Rc::clone(facts),
+            written_before: facts.connection.activity.written_bytes(),
         };
         if body.framing.has_ended() {
             body.end();
@@ -225,10 +235,10 @@ impl TargetBody {
         }
     }
 
-    fn reading(&self) -> Reading {
-        let activity = &self.facts.connection.activity;
-        let bytes_max = if activity.is_http2() { READ_BYTES_MAX_HTTP2 } else { READ_BYTES_MAX };
-        Reading { idle: self.idle, client_is_behind: activity.has_unflushed(), bytes_max }
+    fn portions(&self) -> &'static Portions {
+        let connection = &self.facts.connection;
+        let plain = connection.tls.is_none() && !connection.activity.is_http2();
+        if plain { &LARGE } else { &SMALL }
     }
 }
 
@@ -252,15 +262,18 @@ impl Body for TargetBody {
             this.lease.take();
             return Poll::Ready(Some(Err(BodyError::Target(error).into())));
         }
-        if this.facts.connection.activity.holds_enough() {
+        let portions = this.portions();
+        let activity = &this.facts.connection.activity;
+        if activity.holds(portions.held_enough) {
             // Over HTTP/1.1 hyper asks again whenever the connection is polled. Where the client is behind, its socket
             // will wake us; else the flush that follows has room in this poll, and the rest in the next.
-            if !this.facts.connection.activity.has_unflushed() {
+            if !activity.has_unflushed() {
                 cx.waker().wake_by_ref();
             }
             return Poll::Pending;
         }
-        let reading = this.reading();
+        let uptake = activity.uptake(this.written_before);
+        let reading = Reading { idle: this.idle, uptake, bytes_max: portions.read_max };
         let Some(lease) = &mut this.lease else { return Poll::Ready(None) };
         let piece = match ready!(lease.poll_body(cx, &mut this.framing, reading)) {
             Ok(piece) => piece,

@@ -2,7 +2,9 @@
 //!
 //! Above TLS a write may be done although no byte has left, and bytes may leave although nothing is written.
 
+use std::ffi::c_int;
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,6 +13,21 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::activity::Activity;
+
+/// Answers smaller than this are over before it matters how fast their client is.
+const LARGE_WRITE_BYTES: usize = 16 * 1024;
+
+/// What the kernel keeps for a client that has not acknowledged it (tcp(7), `SIOCOUTQ`).
+fn unacknowledged(socket: &TcpStream) -> u64 {
+    // SAFETY: `TIOCOUTQ`, of which `SIOCOUTQ` is another name, writes one `int`.
+    #[expect(unsafe_code, reason = "neither rustix nor socket2 wraps this request")]
+    let held = unsafe {
+        let request = rustix::ioctl::Getter::<{ rustix::ioctl::opcode::none(b'T', 0x11) }, c_int>::new();
+        rustix::ioctl::ioctl(socket.as_fd(), request)
+    };
+    // Where it cannot be told, nobody has fallen behind.
+    held.map_or(0, |bytes| u64::try_from(bytes).unwrap_or(0))
+}
 
 pub struct Wire {
     socket: TcpStream,
@@ -34,7 +51,12 @@ impl Wire {
 
     fn note(&self, written: Poll<io::Result<usize>>, length: usize) -> Poll<io::Result<usize>> {
         match &written {
-            Poll::Ready(Ok(n)) => self.activity.has_written(*n, *n == length),
+            Poll::Ready(Ok(n)) => {
+                self.activity.has_written(*n, *n == length);
+                if *n >= LARGE_WRITE_BYTES {
+                    self.activity.kernel_holds(unacknowledged(&self.socket));
+                }
+            }
             Poll::Ready(Err(_)) => {}
             Poll::Pending => self.activity.cannot_write(),
         }

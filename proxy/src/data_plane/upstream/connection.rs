@@ -19,6 +19,7 @@ use super::response_head::{self, HeadError, ResponseHead};
 use super::stream::{Scratch, Stream};
 use super::upload::{Upload, UploadError};
 use crate::clock;
+use crate::data_plane::activity::Uptake;
 use crate::data_plane::deadline::Deadline;
 use crate::data_plane::exchange::Facts;
 use crate::data_plane::interim;
@@ -131,9 +132,23 @@ pub enum ReadError {
 pub struct Reading {
     /// How long the target may be silent; `None`: for as long as it likes.
     pub idle: Option<Duration>,
-    /// The client has not yet taken what it was sent.
-    pub client_is_behind: bool,
+    pub uptake: Uptake,
     pub bytes_max: usize,
+}
+
+/// What is read for a client before it has shown that it takes anything.
+const CREDIT_BYTES: u64 = 64 * 1024;
+
+impl Reading {
+    /// How much to read, in bytes, where the last answer to that would be `wanted`. The kernel takes much for a client that
+    /// takes nothing, so a client has to acknowledge a quarter before more is read at a time: the last piece
+    /// is what a client that stops reading makes us keep.
+    fn limit(&self, wanted: usize) -> usize {
+        let Uptake { acknowledged, unacknowledged, is_blocked } = self.uptake;
+        let earned = (acknowledged * 4).max(CREDIT_BYTES.saturating_sub(unacknowledged));
+        let earned = if is_blocked { 0 } else { usize::try_from(earned).unwrap_or(usize::MAX) };
+        wanted.min(earned).min(self.bytes_max).max(READ_BYTES_MIN)
+    }
 }
 
 impl Connection {
@@ -275,7 +290,7 @@ impl Connection {
             if piece != Piece::Wanting {
                 return Poll::Ready(Ok(piece));
             }
-            let limit = self.read_bytes.min(reading.bytes_max);
+            let limit = reading.limit(self.read_bytes);
             let Poll::Ready(bytes) = self.stream.poll_read(cx, &mut scratch.borrow_mut(), limit) else {
                 let Some(idle) = reading.idle else { return Poll::Pending };
                 if !self.deadline.is_set() {
@@ -294,10 +309,8 @@ impl Connection {
             self.deadline.clear();
             if self.unread.is_empty() {
                 framing.close()?;
-            } else if reading.client_is_behind {
-                self.read_bytes = READ_BYTES_MIN;
-            } else if self.unread.len() == limit {
-                self.read_bytes = (limit * 4).min(reading.bytes_max);
+            } else {
+                self.read_bytes = if self.unread.len() == limit { limit * 4 } else { limit };
             }
         }
     }
@@ -345,5 +358,35 @@ fn due(terms: &Terms<'_>, began: Instant) -> Instant {
     match body.ended.get() {
         Some(ended) => ended.max(began) + response_head,
         None => body.moved.get().unwrap_or(began) + upload_limit(terms.timeouts),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_earns_larger_reads() {
+        const KIB: u64 = 1024;
+        for (acknowledged, unacknowledged, is_blocked, wanted_kib, want_kib) in [
+            // Nothing is known yet: a little on credit.
+            (0, 0, false, 16, 16),
+            (0, 0, false, 256, 64),
+            // The kernel has taken all the credit, and the client nothing.
+            (0, 64, false, 256, 16),
+            (0, 400, false, 256, 16),
+            // Slow, but it reads.
+            (8, 80, false, 256, 32),
+            (64, 16, false, 256, 256),
+            (1_000, 0, false, 64, 64),
+            (1_000, 0, false, 1_024, 256),
+            // It did read, and has stopped.
+            (1_000, 500, true, 256, 16),
+        ] {
+            let uptake =
+                Uptake { acknowledged: acknowledged * KIB, unacknowledged: unacknowledged * KIB, is_blocked };
+            let reading = Reading { idle: None, uptake, bytes_max: 256 * 1024 };
+            assert_eq!(reading.limit(wanted_kib * 1024), want_kib * 1024, "{uptake:?}");
+        }
     }
 }
