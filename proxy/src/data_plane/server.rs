@@ -216,7 +216,8 @@ where
     let connection = connection(Rc::clone(&worker), accepted, tls, true);
     let io = client_io(stream, prefix, &connection);
     let stack = stack(Rc::clone(&connection));
-    let service = service_fn(move |request| stack.clone().call(request));
+    // hyper and the runtime move a stream's future about half a dozen times before it runs: let that be a pointer.
+    let service = service_fn(move |request| Box::pin(stack.clone().call(request)));
     let serving = http2::Builder::new(LocalExecutor(Rc::clone(&worker)))
         .max_concurrent_streams(worker.config.limits.http2_streams)
         .max_header_list_size(Limits::HTTP2_HEADER_LIST_BYTES)
