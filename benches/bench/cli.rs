@@ -27,6 +27,10 @@ pub(crate) struct Cli {
     /// Requests per second of --latency; repeatable [default: 1200 and 6000]
     #[arg(long = "rate", value_name = "N", requires = "latency", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rates: Vec<u32>,
+    /// Idle connections that Portcullis holds during --latency, each after one request; nobody else does, so that
+    /// `before`, given the same build, shows what they change
+    #[arg(long, value_name = "N", requires = "latency", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=20_000))]
+    pub idle_connections: u16,
     /// Under a minute: 3 rounds of short windows; good for a first look
     #[arg(long)]
     pub quick: bool,
@@ -78,6 +82,9 @@ Examples:
     bin/bench --memory
     bin/bench --services
     bin/bench --latency --rate 1200
+  Whether 9 000 idle connections make others wait:
+    bin/bench --latency --cell h1-plain-small --rate 1200 --peer portcullis \
+        --compare target/release/portcullis --idle-connections 9000
   What a change brings, against the build before it:
     cp target/release/portcullis /tmp/before       # then change something
     bin/bench --compare /tmp/before --cell h1-plain-small --peer portcullis --rounds 9";

@@ -1,6 +1,7 @@
 //! Clients that cost memory rather than time: they ask once, and then stay, or do not even read.
 
 use std::net::{SocketAddr, SocketAddrV4, TcpStream};
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketType, connect, socket, sockopt};
 
@@ -10,7 +11,7 @@ use crate::poll::{Owner, Poll, Token};
 use crate::response::ResponseReader;
 use crate::transport::{Dial, Transport};
 use crate::visitor::Visitor;
-use crate::world::Load;
+use crate::world::{Load, World};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Habit {
@@ -19,6 +20,10 @@ pub(crate) enum Habit {
     /// Asks and takes nothing of the answer. It counts as served when it has asked.
     ReadsNothing,
 }
+
+/// At a time, so that no queue of a listener overflows.
+pub(crate) const BATCH: u64 = 50;
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Once {
     dial: Dial,
@@ -55,6 +60,26 @@ impl Once {
             self.turn_away(poll, number)?;
         }
         Ok(())
+    }
+
+    /// So many more, a few at a time, until all of them are served.
+    pub(crate) fn join_all(&mut self, world: &mut World, clients: u64) -> Outcome<()> {
+        let before = self.completed;
+        let mut joined = 0;
+        while joined < clients {
+            let batch = BATCH.min(clients - joined);
+            for _ in 0..batch {
+                self.join(&world.poll)?;
+            }
+            joined += batch;
+            world.run_until(self, before + joined, PATIENCE)?;
+        }
+        Ok(())
+    }
+
+    /// All that came stay, and are not listened to any more.
+    pub(crate) fn leave_alone(&mut self, poll: &Poll) -> Outcome<()> {
+        self.connections.iter_mut().try_for_each(|connection| connection.transport.stop_reading(poll))
     }
 
     fn turn_away(&mut self, poll: &Poll, index: usize) -> Outcome<()> {

@@ -6,12 +6,15 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::cells::Cell;
+use crate::client_idle::{Habit, Once};
 use crate::client_paced::Paced;
 use crate::failure::{Failure, Outcome, Tried};
+use crate::origin::Body;
 use crate::peers::{Build, Ground, Kind, Peer};
 use crate::progress::Progress;
 use crate::stats::{Spread, quantile};
 use crate::table::{Table, figure};
+use crate::transport::Dial;
 use crate::window::{Idle, Lengths, count, idle};
 use crate::world::World;
 
@@ -34,6 +37,8 @@ pub(crate) struct Plan<'p> {
     pub rounds: usize,
     pub lengths: Lengths,
     pub idle: Duration,
+    /// Held by Portcullis alone.
+    pub idle_connections: u64,
     pub builds: &'p dyn Fn(Kind) -> Outcome<Build>,
 }
 
@@ -71,6 +76,18 @@ pub(crate) fn run(
     }
     progress.say("measuring what they use when idle");
     let idle = idle(world, &peers, plan.idle)?;
+    let ours = peers.iter().find(|peer| peer.kind == Kind::Portcullis);
+    let _crowd = match ours.filter(|_| plan.idle_connections > 0) {
+        Some(ours) => {
+            progress.now(&format!("opening {} idle connections", plan.idle_connections));
+            let dial = Dial { address: ours.addresses.plain, tls: None };
+            let mut crowd = Once::new(dial, Body::Small, Habit::StaysIdle);
+            crowd.join_all(world, plan.idle_connections)?;
+            crowd.leave_alone(&world.poll)?;
+            Some(crowd)
+        }
+        None => None,
+    };
     let mut series = Vec::new();
     for cell in &plan.cells {
         for rate in &plan.rates {

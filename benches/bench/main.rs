@@ -158,6 +158,7 @@ fn latency(
         rounds: cli.rounds(),
         lengths: lengths(cli),
         idle: cli.idle(),
+        idle_connections: u64::from(cli.idle_connections),
         builds: &|kind| builds(kind, usize::from(cli.table)),
     };
     let report = latency::run(ground, world, &plan, progress)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::client_idle::{Habit, Once};
+use crate::client_idle::{BATCH, Habit, Once};
 use crate::failure::{Outcome, Tried};
 use crate::origin::Body;
 use crate::peers::{Build, Ground, Kind, Peer};
@@ -19,10 +19,7 @@ use crate::world::World;
 const SERVICES: usize = 3;
 const IDLE: u64 = 2000;
 const SLOW: u64 = 500;
-/// At a time, so that no queue of a listener overflows.
-const BATCH: u64 = 50;
 const SETTLE: Duration = Duration::from_secs(2);
-const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Copy)]
 struct Crowd {
@@ -127,28 +124,15 @@ fn each(world: &mut World, peer: &Peer, crowd: &Crowd) -> Outcome<f64> {
     let dial = Dial { address, tls };
     // What the first requests need once is not the crowd's.
     let mut first = Once::new(dial.clone(), Body::Small, Habit::StaysIdle);
-    fill(world, &mut first, BATCH)?;
+    first.join_all(world, BATCH)?;
     drop(first);
     world.serve(SETTLE)?;
     let before = peer.processes.rss_kib()?;
     let mut load = Once::new(dial, crowd.body, crowd.habit);
-    fill(world, &mut load, crowd.clients)?;
+    load.join_all(world, crowd.clients)?;
     world.run(&mut load, SETTLE)?;
     let after = peer.processes.rss_kib()?;
     Ok((after as f64 - before as f64) / crowd.clients as f64)
-}
-
-fn fill(world: &mut World, load: &mut Once, clients: u64) -> Outcome<()> {
-    let mut joined = 0;
-    while joined < clients {
-        let batch = BATCH.min(clients - joined);
-        for _ in 0..batch {
-            load.join(&world.poll)?;
-        }
-        joined += batch;
-        world.run_until(load, joined, PATIENCE)?;
-    }
-    Ok(())
 }
 
 impl Report {

@@ -37,6 +37,8 @@ pub(super) fn start(
     std::fs::create_dir(&state_dir).tried(|| format!("make {}", state_dir.display()))?;
     let state = state(ground, world.origin.address()?, world.origin.canary_address()?, build.services);
     super::write(&state_dir, "state.json", &state.to_string())?;
+    // All clients of a bench have one address.
+    super::write(dir, "portcullis.toml", "[limits]\nconnections_per_client = 0\n")?;
     let (control, access_log) = (dir.join("control.sock"), dir.join("access.log"));
 
     let mut command = ends_with_us(&build.binary, "KILL");
@@ -48,6 +50,7 @@ pub(super) fn start(
     }
     command.args(["run", "--http", "127.0.0.1:0", "--https", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]);
     command.args(["--workers", "1", "--fleet-secret", FLEET_SECRET]);
+    command.arg("--config").arg(dir.join("portcullis.toml"));
     command.arg("--control").arg(&control).arg("--state-dir").arg(&state_dir);
     command.arg("--access-log").arg(&access_log);
     let mut daemon = ground.spawn(command, &dir.join("words"), Signal::KILL)?;
