@@ -7,7 +7,7 @@ use model::canary::Cohort;
 use model::route::{Lookup, RouteTable};
 use model::service::Policy;
 use portcullis::release::{Endpoint, Release, Target};
-use portcullis::snapshot::{Published, Service, Slot, Snapshot};
+use portcullis::snapshot::{LogFields, Published, Service, Slot, Snapshot};
 use portcullis::telemetry::metrics::TargetStats;
 
 fn main() {
@@ -24,6 +24,8 @@ fn service(n: usize) -> Arc<Service> {
         redirect_to_https: false,
         stable: Slot { cohort: Cohort::Stable, release, targets: Box::new([target]) },
         canary: None,
+        pages: None,
+        log_fields: LogFields::default(),
     })
 }
 

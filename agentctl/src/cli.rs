@@ -252,6 +252,10 @@ pub(crate) struct DeployArgs {
     pub(crate) concurrency: ConcurrencyArgs,
     #[command(flatten)]
     pub(crate) visitors: VisitorArgs,
+    #[command(flatten)]
+    pub(crate) pages: PageArgs,
+    #[command(flatten)]
+    pub(crate) recording: RecordingArgs,
 }
 
 #[derive(Debug, Args)]
@@ -384,6 +388,32 @@ pub(crate) struct VisitorArgs {
     /// Give visitors whom nothing names a cookie while a canary runs [at first: true]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) visitor_set_cookie: Option<bool>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Answers")]
+pub(crate) struct PageArgs {
+    /// Directory with pages for what Portcullis answers itself, such as 503.html and 5xx.html, read by the agent [at first:
+    /// plain ones]
+    #[arg(long, value_name = "DIR", value_parser = absolute_path)]
+    pub(crate) error_pages: Option<String>,
+    /// Bind cookies of the app to the path prefix that is taken off [at first: false]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) scope_cookie_paths: Option<bool>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Log and metrics")]
+pub(crate) struct RecordingArgs {
+    /// Request header that the access log shows, too, as req_NAME; repeatable, commas [at first: none]
+    #[arg(long = "log-request-header", value_delimiter = ',', value_name = "NAME")]
+    pub(crate) log_request_headers: Option<Vec<Clearable<Token>>>,
+    /// Response header that the access log shows, too, as resp_NAME; repeatable, commas [at first: none]
+    #[arg(long = "log-response-header", value_delimiter = ',', value_name = "NAME")]
+    pub(crate) log_response_headers: Option<Vec<Clearable<Token>>>,
+    /// Path, as the app sees it, whose requests are not counted in the metrics; repeatable, commas [at first: none]
+    #[arg(long = "exclude-metrics-path", value_delimiter = ',', value_name = "PATH")]
+    pub(crate) exclude_metrics_paths: Option<Vec<Clearable<ProbePath>>>,
 }
 
 #[derive(Debug, Args)]

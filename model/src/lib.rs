@@ -5,12 +5,14 @@
 
 pub mod balance;
 pub mod canary;
+pub mod cookie_scope;
 pub mod cutover;
 pub mod diagnosis;
 pub mod duration;
 pub mod health;
 pub mod name;
 pub mod pace;
+pub mod page;
 pub mod policy_patch;
 pub mod probe;
 pub mod protocol;

@@ -13,7 +13,7 @@ use crate::canary::Overrides;
 use crate::duration;
 use crate::name::{HostName, HostPattern, PathPrefix};
 use crate::protocol::{OverridesBody, PolicyPatch, Problem, ProblemCode};
-use crate::service::{CertificateFiles, Concurrency, Policy, TlsPolicy};
+use crate::service::{CertificateFiles, Concurrency, Policy, Recording, TlsPolicy};
 
 /// No wait of ours may be longer: beyond it, a typo is likelier than a wish.
 const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -26,6 +26,8 @@ pub fn apply(patch: &PolicyPatch, mut policy: Policy) -> Result<Policy, Problem>
     apply_timeouts(patch, &mut policy)?;
     apply_concurrency(patch, &mut policy.concurrency)?;
     apply_visitor(patch, &mut policy)?;
+    apply_pages(patch, &mut policy)?;
+    apply_recording(patch, &mut policy.recording)?;
     Ok(policy)
 }
 
@@ -66,6 +68,11 @@ pub fn from_policy(policy: &Policy) -> PolicyPatch {
         visitor_header: Some(policy.visitor.header.clone().unwrap_or_default()),
         visitor_cookie: Some(policy.visitor.cookie.clone().unwrap_or_default()),
         visitor_set_cookie: Some(policy.visitor.set_cookie),
+        error_pages: Some(policy.error_pages.as_ref().map(path).unwrap_or_default()),
+        scope_cookie_paths: Some(policy.scope_cookie_paths),
+        log_request_headers: Some(policy.recording.request_headers.clone()),
+        log_response_headers: Some(policy.recording.response_headers.clone()),
+        exclude_metrics_paths: Some(policy.recording.uncounted_paths.clone()),
     }
 }
 
@@ -176,15 +183,17 @@ fn certificate_files(patch: &PolicyPatch) -> Result<Option<Option<CertificateFil
         (Some(_), None) => return Err(alone("tls_certificate_path", "tls_private_key_path")),
         (None, Some(_)) => return Err(alone("tls_private_key_path", "tls_certificate_path")),
     };
-    let absolute = |field: &str, text: &str| {
-        let path = PathBuf::from(text);
-        let problem =
-            || invalid(field, format!("`{text}` is not an absolute path; the daemon reads the file"));
-        if path.is_absolute() && !text.contains('\0') { Ok(path) } else { Err(problem()) }
-    };
     let certificate = absolute("tls_certificate_path", certificate)?;
     let private_key = absolute("tls_private_key_path", private_key)?;
     Ok(Some(Some(CertificateFiles { certificate, private_key })))
+}
+
+fn absolute(field: &str, text: &str) -> Result<PathBuf, Problem> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() && !text.contains('\0') {
+        return Ok(path);
+    }
+    Err(invalid(field, format!("`{text}` is not an absolute path; the daemon reads it")))
 }
 
 fn alone(given: &str, missing: &str) -> Problem {
@@ -260,6 +269,63 @@ fn apply_visitor(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Problem
     }
     set(&mut policy.visitor.set_cookie, patch.visitor_set_cookie);
     Ok(())
+}
+
+fn apply_pages(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Problem> {
+    match patch.error_pages.as_deref() {
+        None => {}
+        Some("") => policy.error_pages = None,
+        Some(text) => policy.error_pages = Some(absolute("error_pages", text)?),
+    }
+    set(&mut policy.scope_cookie_paths, patch.scope_cookie_paths);
+    Ok(())
+}
+
+/// Longer lists are a mistake, and each entry costs every request.
+const RECORDED_MAX: usize = 32;
+
+fn apply_recording(patch: &PolicyPatch, recording: &mut Recording) -> Result<(), Problem> {
+    let headers = |field: &str, texts: &[String]| -> Result<Vec<String>, Problem> {
+        let wrong = |text: &String| {
+            invalid(field, format!("`{text}` is not the name of a header: write one such as `user-agent`"))
+        };
+        let name =
+            |text: &String| is_token(text).then(|| text.to_ascii_lowercase()).ok_or_else(|| wrong(text));
+        each_once(field, texts.iter().map(name))
+    };
+    let path = |text: &String| {
+        let is_path =
+            text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#'));
+        let message = || format!("`{text}` is not a path: write one such as `/up`, without a query");
+        is_path.then(|| text.clone()).ok_or_else(|| invalid("exclude_metrics_paths", message()))
+    };
+    if let Some(texts) = &patch.log_request_headers {
+        recording.request_headers = headers("log_request_headers", texts)?;
+    }
+    if let Some(texts) = &patch.log_response_headers {
+        recording.response_headers = headers("log_response_headers", texts)?;
+    }
+    if let Some(texts) = &patch.exclude_metrics_paths {
+        recording.uncounted_paths = each_once("exclude_metrics_paths", texts.iter().map(path))?;
+    }
+    Ok(())
+}
+
+fn each_once(
+    field: &str,
+    values: impl Iterator<Item = Result<String, Problem>>,
+) -> Result<Vec<String>, Problem> {
+    let mut kept: Vec<String> = Vec::new();
+    for value in values {
+        let value = value?;
+        if !kept.contains(&value) {
+            kept.push(value);
+        }
+    }
+    if kept.len() > RECORDED_MAX {
+        return Err(invalid(field, format!("{} are too many: at most {RECORDED_MAX}", kept.len())));
+    }
+    Ok(kept)
 }
 
 /// A token of RFC 9110 §5.6.2: the name of a header or cookie.
@@ -355,6 +421,14 @@ mod tests {
             (|p| p.slow_start = Some("soon".into()), "slow_start"),
             (|p| p.visitor_header = Some("x user".into()), "visitor_header"),
             (|p| p.visitor_cookie = Some("a=b".into()), "visitor_cookie"),
+            (|p| p.error_pages = Some("pages".into()), "error_pages"),
+            (|p| p.log_request_headers = Some(vec!["user agent".into()]), "log_request_headers"),
+            (|p| p.log_response_headers = Some(vec![String::new()]), "log_response_headers"),
+            (|p| p.exclude_metrics_paths = Some(vec!["/up?x".into()]), "exclude_metrics_paths"),
+            (
+                |p| p.exclude_metrics_paths = Some((0..40).map(|n| format!("/{n}")).collect()),
+                "exclude_metrics_paths",
+            ),
         ];
         for (set, field) in rows {
             let mut patch = PolicyPatch { hosts: Some(vec!["shop.test".into()]), ..PolicyPatch::default() };
@@ -418,6 +492,7 @@ mod tests {
             number in any::<u16>(),
         ) -> PolicyPatch {
             let [interval, timeout, deploy, drain, socket_drain, bake, connect, head, idle, queue, start] = durations;
+            let files_or_none = Some(files.clone().unwrap_or_default());
             let files = files.filter(|_| flags[1]);
             PolicyPatch {
                 hosts: Some(hosts),
@@ -448,6 +523,11 @@ mod tests {
                 visitor_header: Some(token.clone()),
                 visitor_cookie: Some(token),
                 visitor_set_cookie: Some(flags[3]),
+                error_pages: files_or_none,
+                scope_cookie_paths: Some(flags[0]),
+                log_request_headers: Some(vec!["User-Agent".into(), "user-agent".into()]),
+                log_response_headers: Some(if flags[1] { vec!["x-runtime".into()] } else { Vec::new() }),
+                exclude_metrics_paths: Some(vec!["/up".into()]),
             }
         }
     }

@@ -104,6 +104,22 @@ pub struct PolicyPatch {
     /// Whether Portcullis sets a cookie of its own while a canary runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub visitor_set_cookie: Option<bool>,
+    /// Absolute path of a directory with pages such as `503.html` and `5xx.html`, read by the daemon; an empty text removes
+    /// it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error_pages: Option<String>,
+    /// Whether cookies of the app are bound to the path prefix that is taken off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scope_cookie_paths: Option<bool>,
+    /// Request header fields that the access log shows as well; replaces the list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_request_headers: Option<Vec<String>>,
+    /// Response header fields that the access log shows as well; replaces the list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_response_headers: Option<Vec<String>>,
+    /// Paths, as the app sees them, whose requests are not counted in the metrics; replaces the list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exclude_metrics_paths: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

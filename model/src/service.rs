@@ -30,6 +30,21 @@ pub struct Policy {
     /// `Policy::UNLIMITED`: any length.
     pub request_body_bytes_max: u64,
     pub visitor: VisitorSource,
+    /// Directory with pages for what Portcullis answers itself (`model::page`), read by the daemon.
+    pub error_pages: Option<PathBuf>,
+    /// Cookies of the app are bound to the prefix that is taken off (`model::cookie_scope`).
+    pub scope_cookie_paths: bool,
+    pub recording: Recording,
+}
+
+/// What is written down of a service's requests beyond the ordinary.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recording {
+    /// Names in lower case; their values go into the access log.
+    pub request_headers: Vec<String>,
+    pub response_headers: Vec<String>,
+    /// Paths as the app sees them; requests for exactly these are not counted in the metrics.
+    pub uncounted_paths: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +140,9 @@ impl Default for Policy {
             concurrency: Concurrency::default(),
             request_body_bytes_max: 1 << 30,
             visitor: VisitorSource::default(),
+            error_pages: None,
+            scope_cookie_paths: false,
+            recording: Recording::default(),
         }
     }
 }

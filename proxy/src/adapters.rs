@@ -3,5 +3,6 @@
 pub mod accounts;
 pub mod certificate;
 pub mod fleet_key;
+pub mod page_files;
 pub mod state_dir;
 pub mod state_file;

@@ -20,6 +20,7 @@ pub mod gate;
 pub mod handlers;
 pub mod monitor;
 pub mod operations;
+pub mod pages;
 pub mod progress;
 pub mod registry;
 pub mod remove;

@@ -8,7 +8,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
+use http::header::HeaderName;
 use model::canary::{Assignment, Cohort};
+use model::page::Pages;
 use model::route::{HostMap, RouteTable};
 use model::service::Policy;
 use rustls::sign::CertifiedKey;
@@ -36,6 +38,16 @@ pub struct Service {
     pub redirect_to_https: bool,
     pub stable: Slot,
     pub canary: Option<Canary>,
+    /// For what Portcullis answers itself.
+    pub pages: Option<Arc<Pages>>,
+    pub log_fields: LogFields,
+}
+
+/// Header fields that the access log shows on request, each with its name there.
+#[derive(Default)]
+pub struct LogFields {
+    pub request: Box<[(HeaderName, Box<str>)]>,
+    pub response: Box<[(HeaderName, Box<str>)]>,
 }
 
 /// A release in the place where it gets its traffic.

@@ -26,7 +26,7 @@ pub(crate) fn request(arguments: &DeployArgs) -> DeployRequest {
 
 /// A flag that was not given stays `None`: the service keeps its setting.
 fn policy(arguments: &DeployArgs) -> PolicyPatch {
-    let DeployArgs { routing, tls, gate, timeouts, concurrency, visitors, .. } = arguments;
+    let DeployArgs { routing, tls, gate, timeouts, concurrency, visitors, pages, recording, .. } = arguments;
     PolicyPatch {
         hosts: routing.hosts.as_deref().map(given),
         path_prefixes: routing.path_prefixes.as_deref().map(texts),
@@ -56,6 +56,11 @@ fn policy(arguments: &DeployArgs) -> PolicyPatch {
         visitor_header: text(visitors.visitor_header.as_ref()),
         visitor_cookie: text(visitors.visitor_cookie.as_ref()),
         visitor_set_cookie: visitors.visitor_set_cookie,
+        error_pages: pages.error_pages.clone(),
+        scope_cookie_paths: pages.scope_cookie_paths,
+        log_request_headers: recording.log_request_headers.as_deref().map(given),
+        log_response_headers: recording.log_response_headers.as_deref().map(given),
+        exclude_metrics_paths: recording.exclude_metrics_paths.as_deref().map(given),
     }
 }
 

@@ -42,7 +42,8 @@ impl StateDir {
             Err(TryLockError::WouldBlock) => return Err(StateDirError::InUse { path: path.to_owned() }),
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
-        if let Err(error) = remove_unfinished(path) {
+        let unfinished = [path.to_owned(), path.join(super::page_files::DIRECTORY)];
+        for error in unfinished.iter().filter_map(|path| remove_unfinished(path).err()) {
             // On a disk that became read-only, what was served before is still to be served.
             tracing::warn!(path = %path.display(), %error, "cannot remove unfinished files");
         }
@@ -65,7 +66,11 @@ fn open_lock(path: &Path) -> io::Result<File> {
 }
 
 fn remove_unfinished(path: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(path)? {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
         let entry = entry?;
         if entry.file_name().to_string_lossy().contains(TEMPORARY) {
             fs::remove_file(entry.path())?;
@@ -108,6 +113,15 @@ pub(super) fn create(path: &Path, text: &[u8]) -> io::Result<()> {
     let result = fs::hard_link(&fresh, path);
     let removed = fs::remove_file(&fresh);
     result.and(removed)?;
+    sync_parent(path)
+}
+
+/// Writes `path`, whether it exists or not. At every moment, it is the old or the new text.
+pub(super) fn overwrite(path: &Path, text: &[u8]) -> io::Result<()> {
+    let fresh = write_unfinished(path, text)?;
+    fs::rename(&fresh, path).inspect_err(|_| {
+        let _ = fs::remove_file(&fresh);
+    })?;
     sync_parent(path)
 }
 

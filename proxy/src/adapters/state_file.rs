@@ -68,6 +68,10 @@ pub struct StateFile {
 }
 
 impl StateFile {
+    pub fn dir(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("/"))
+    }
+
     pub fn in_dir(dir: &Path) -> Self {
         Self { path: dir.join(FILE), backup: dir.join(BACKUP) }
     }

@@ -11,6 +11,7 @@ use model::name::{ServiceName, TargetAddress};
 use model::service::{Release as Record, Service};
 
 use super::certificates::ServiceCertificate;
+use super::pages::ServicePages;
 use crate::release::{Admission, Endpoint, InFlightCount, Queue, Release, Target};
 use crate::telemetry::metrics::{Labels, Metrics};
 
@@ -30,6 +31,7 @@ pub struct Live {
     pub canary: Option<Activation>,
     pub held: Option<Activation>,
     pub certificate: Option<ServiceCertificate>,
+    pub pages: Option<ServicePages>,
 }
 
 /// Makes targets that count into the right series.
@@ -108,7 +110,7 @@ impl Factory {
             serving(&canary.release, Cohort::Canary, before.and_then(|live| live.canary.as_ref()))
         });
         let held = service.held.as_ref().and_then(|record| find(record).cloned());
-        Some(Live { stable, canary, held, certificate: None })
+        Some(Live { stable, canary, held, certificate: None, pages: None })
     }
 
     /// A gated activation as it is; any other one anew, because it is closed or counts as another cohort.

@@ -103,6 +103,8 @@ mod tests {
             redirect_to_https: false,
             stable,
             canary: canary.map(|slot| Canary { slot, assignment }),
+            pages: None,
+            log_fields: crate::snapshot::LogFields::default(),
         };
         let services = [(Arc::clone(&service.name), Arc::new(service))].into();
         Snapshot { services, ..Snapshot::default() }

@@ -84,6 +84,7 @@ impl Start {
             message: message.clone(),
             known: vec![passed],
             certificate: None,
+            pages: None,
         };
         context.registry.commit(commit).await?;
         Ok(context.done(name, true, format!("`{name}`: {message}")))
@@ -116,6 +117,7 @@ pub async fn set(
         message: message.clone(),
         known: Vec::new(),
         certificate: None,
+        pages: None,
     };
     context.registry.commit(commit).await?;
     Ok(context.done(name, true, message))
@@ -158,6 +160,7 @@ async fn end(
         message,
         known: Vec::new(),
         certificate: None,
+        pages: None,
     };
     let timeouts = service.policy.timeouts.clone();
     let tasks = context.tasks.clone();

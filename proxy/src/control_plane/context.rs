@@ -105,6 +105,7 @@ impl Context {
             message: problem.message.clone(),
             known: Vec::new(),
             certificate: None,
+            pages: None,
         };
         // The caller's answer matters more than ours.
         let Err(lost) = self.registry.commit(commit).await else { return };

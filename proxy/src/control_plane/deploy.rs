@@ -15,6 +15,7 @@ use super::certificates::{self, ServiceCertificate};
 use super::changes::{self, Change};
 use super::context::{Candidate, Context, Gated, Shared, accepted};
 use super::operations::Claim;
+use super::pages::{self, ServicePages};
 use super::progress::Progress;
 use super::registry::{Command, Commit, Committed};
 use super::report::{self, Events, Reporter};
@@ -32,6 +33,7 @@ struct Deploy {
     candidate: Candidate,
     policy: Policy,
     certificate: Option<ServiceCertificate>,
+    pages: Option<ServicePages>,
     reporter: Reporter,
 }
 
@@ -49,6 +51,7 @@ pub async fn start(
     let policy = policy_patch::apply(&request.policy, current)?;
     let mut candidate = context.candidate(&request.targets, request.release.as_ref(), service).await?;
     let certificate = certificates::load(&policy).await?;
+    let pages = pages::load(&policy).await?;
     changes::check_routes(&view.state, &name, &policy)?;
 
     let (reporter, events) = report::channel();
@@ -60,7 +63,7 @@ pub async fn start(
         candidate = Candidate { record: service.stable.clone(), endpoints: live.stable.endpoints() };
         if service.policy == policy && !(request.replace_canary && canary.is_some()) {
             let done = already(&context, service, certificate.as_ref().or(live.certificate.as_ref()));
-            reload_certificate(&context, &name, certificate.clone()).await?;
+            reload_files(&context, service, certificate, pages).await?;
             drop(claim);
             reporter.end(Ok(done)).await;
             return Ok(events);
@@ -73,7 +76,7 @@ pub async fn start(
     claim.set_release(candidate.record.id.as_str());
     reporter.tell(accepted(&name, VERB, &candidate.record));
     let tasks = context.tasks.clone();
-    let deploy = Deploy { context, claim, actor, candidate, policy, certificate, reporter };
+    let deploy = Deploy { context, claim, actor, candidate, policy, certificate, pages, reporter };
     tasks.spawn(deploy.run());
     Ok(events)
 }
@@ -93,16 +96,17 @@ fn already(context: &Context, service: &Service, shown: Option<&ServiceCertifica
     context.done(name, false, format!("`{name}` runs release `{release}` already; nothing to do{https}"))
 }
 
-/// A renewed file under the same name needs no gate.
-async fn reload_certificate(
+/// Files that were renewed under the same names need no gate.
+async fn reload_files(
     context: &Context,
-    name: &ServiceName,
+    service: &Service,
     certificate: Option<ServiceCertificate>,
+    pages: Option<ServicePages>,
 ) -> Result<(), Problem> {
-    match certificate {
-        Some(certificate) => context.registry.send(Command::Certificate(name.clone(), certificate)).await,
-        None => Ok(()),
+    if certificate.is_none() && pages.is_none() {
+        return Ok(());
     }
+    context.registry.send(Command::Files(service.name.clone(), certificate, pages)).await
 }
 
 impl Deploy {
@@ -163,6 +167,7 @@ impl Deploy {
             kind: VERB,
             known: vec![passed],
             certificate: self.certificate.clone(),
+            pages: self.pages.clone(),
         }
     }
 

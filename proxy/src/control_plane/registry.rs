@@ -19,6 +19,7 @@ use super::activations::{Activation, Live};
 use super::certificates::ServiceCertificate;
 use super::changes::{Change, no_service};
 use super::monitor::Readings;
+use super::pages::ServicePages;
 use crate::adapters::state_file::State;
 use crate::release::{Endpoint, Release};
 
@@ -52,6 +53,7 @@ pub struct Commit {
     pub known: Vec<Activation>,
     /// Of the policy's files, when they were read anew.
     pub certificate: Option<ServiceCertificate>,
+    pub pages: Option<ServicePages>,
 }
 
 /// A change that is on disk and published.
@@ -70,7 +72,7 @@ pub struct Committed {
 pub enum Command {
     Commit(Box<Commit>, oneshot::Sender<Result<Committed, Problem>>),
     /// The files of a service's policy were read anew.
-    Certificate(ServiceName, ServiceCertificate),
+    Files(ServiceName, Option<ServiceCertificate>, Option<ServicePages>),
     /// A release's names were looked up at last.
     Located(ServiceName, Record, Vec<Endpoint>),
     /// An operation has ended: forget what only it needed.

@@ -26,6 +26,7 @@ pub async fn start(context: Shared, name: ServiceName, actor: String) -> Result<
         message: format!("service `{name}` is removed"),
         known: Vec::new(),
         certificate: None,
+        pages: None,
     };
     let timeouts = service.policy.timeouts.clone();
     let tasks = context.tasks.clone();

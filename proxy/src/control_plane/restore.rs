@@ -11,8 +11,8 @@ use model::service::{Release as Record, Service};
 use tokio_util::sync::CancellationToken;
 
 use super::activations::{Activation, Factory, Live};
-use super::gate;
-use super::registry::{Command, Keeper, Registry, View};
+use super::registry::{Command, Registry, View};
+use super::{certificates, gate, pages};
 use crate::adapters::state_file::{Loaded, State};
 use crate::release::Endpoint;
 
@@ -67,8 +67,9 @@ async fn restore(service: &Service, factory: &Factory, dir: &Path) -> (ServiceNa
         held = Some(activation);
         unlocated.extend(missing);
     }
-    let certificate = Keeper::certificate(service).await;
-    (service.name.clone(), Live { stable, canary, held, certificate }, unlocated)
+    let certificate = certificates::current(service, []).await;
+    let pages = pages::current(service, [], dir).await;
+    (service.name.clone(), Live { stable, canary, held, certificate, pages }, unlocated)
 }
 
 async fn activate(

@@ -49,6 +49,7 @@ pub async fn revert(
         message: message.clone(),
         known: std::iter::once(live.stable).chain(live.held).collect(),
         certificate: live.certificate,
+        pages: live.pages,
     };
     let committed = match context.registry.commit(commit).await {
         Ok(committed) => committed,

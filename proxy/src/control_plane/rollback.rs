@@ -218,6 +218,7 @@ async fn roll_back(
         kind: VERB,
         known,
         certificate: None,
+        pages: None,
     };
     let committed = context.registry.commit(commit).await?;
     switch::tell_switched(reporter, &committed);

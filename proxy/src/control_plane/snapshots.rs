@@ -3,16 +3,17 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use http::header::HeaderName;
 use model::canary::{Assignment, Cohort, FleetSecret};
 use model::health::{self, Standing};
 use model::name::{HostPattern, ServiceName};
 use model::route::{HostMap, Lookup, RouteTable};
-use model::service::Service;
+use model::service::{Recording, Service};
 use rustls::sign::CertifiedKey;
 
 use super::activations::{Activation, Live};
 use super::registry::View;
-use crate::snapshot::{self, Slot, Snapshot};
+use crate::snapshot::{self, LogFields, Slot, Snapshot};
 
 /// How a target stands, by its id.
 pub type Standings<'s> = &'s dyn Fn(u64) -> Standing;
@@ -27,6 +28,8 @@ pub fn build(view: &View, standings: Standings<'_>, secret: &FleetSecret) -> Sna
             redirect_to_https: redirects(view, &owners, service),
             stable: slot(&live.stable, Cohort::Stable, standings),
             canary: canary(service, live, standings, secret),
+            pages: live.pages.as_ref().map(|pages| Arc::clone(&pages.pages)),
+            log_fields: log_fields(&service.policy.recording),
         });
         if routes.bind(&service.policy.hosts, &service.policy.path_prefixes, &route).is_err() {
             // `changes` lets no conflict into the state, but a file may have been edited.
@@ -36,6 +39,19 @@ pub fn build(view: &View, standings: Standings<'_>, secret: &FleetSecret) -> Sna
         services.insert(Arc::clone(&route.name), route);
     }
     Snapshot { generation: view.state.generation, routes, services, certificates: certificates(view) }
+}
+
+fn log_fields(recording: &Recording) -> LogFields {
+    let of = |prefix: &str, names: &[String]| {
+        let field = |name: &String| {
+            Some((HeaderName::try_from(name).ok()?, format!("{prefix}{}", name.replace('-', "_")).into()))
+        };
+        names.iter().filter_map(field).collect()
+    };
+    LogFields {
+        request: of("req_", &recording.request_headers),
+        response: of("resp_", &recording.response_headers),
+    }
 }
 
 fn slot(activation: &Activation, cohort: Cohort, standings: Standings<'_>) -> Slot {
@@ -155,7 +171,7 @@ mod tests {
             let stable = factory.activate(&name, Cohort::Stable, &release, endpoints);
             let service = Service::new(name.clone(), policy, release);
             let certificate = certificates::current(&service, []).await;
-            live.insert(name.clone(), Live { stable, canary: None, held: None, certificate });
+            live.insert(name.clone(), Live { stable, canary: None, held: None, certificate, pages: None });
             services.insert(name, service);
         }
         View { state: Arc::new(state_file::State { generation: 1, services }), live }

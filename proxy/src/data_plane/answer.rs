@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
 use http_body_util::Full;
+use model::page::{self, Template, Values};
 use model::reason::{Fault, Reason};
 
 use super::body::AnswerBody;
@@ -11,15 +12,41 @@ use super::body::AnswerBody;
 /// Seconds after which a client may try again what failed for want of a target.
 const RETRY_AFTER_S: u32 = 5;
 
+/// How an answer looks to people, and what it can say.
+#[derive(Default)]
+pub struct Page<'p> {
+    /// `None`: a plain page.
+    pub template: Option<&'p Template>,
+    /// From the operator, for this occasion.
+    pub message: Option<&'p str>,
+    pub request_id: &'p str,
+}
+
 /// The answer for `reason`; `accept` is the request's field, `tell` whether clients see the reason.
-pub fn refuse(reason: Reason, accept: Option<&HeaderValue>, tell: bool) -> Response<AnswerBody> {
+pub fn refuse(
+    reason: Reason,
+    accept: Option<&HeaderValue>,
+    tell: bool,
+    look: &Page<'_>,
+) -> Response<AnswerBody> {
     let status = StatusCode::from_u16(reason.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let title = status.canonical_reason().unwrap_or("Error");
     let (content_type, text) = if prefers_json(accept) {
         let detail = if tell { format!(",\"reason\":\"{}\"", reason.code()) } else { String::new() };
-        ("application/json", format!("{{\"status\":{},\"error\":\"{title}\"{detail}}}\n", status.as_u16()))
+        let message = look.message.map(|text| format!(",\"message\":{}", serde_json::Value::from(text)));
+        let more = message.unwrap_or_default() + &detail;
+        ("application/json", format!("{{\"status\":{},\"error\":\"{title}\"{more}}}\n", status.as_u16()))
     } else {
-        ("text/html; charset=utf-8", page(status.as_u16(), title, explain(reason)))
+        let values = Values {
+            message: look.message.unwrap_or_default(),
+            status: status.as_u16(),
+            request_id: look.request_id,
+        };
+        let text = match look.template {
+            Some(template) => template.render(&values),
+            None => plain(status.as_u16(), title, look.message.unwrap_or_else(|| explain(reason))),
+        };
+        ("text/html; charset=utf-8", text)
     };
     let mut response = Response::new(AnswerBody::Whole(Full::new(Bytes::from(text))));
     *response.status_mut() = status;
@@ -45,7 +72,7 @@ pub fn redirect(location: &str, keep_method: bool, reason: Reason, tell: bool) -
         if keep_method { StatusCode::PERMANENT_REDIRECT } else { StatusCode::MOVED_PERMANENTLY };
     match HeaderValue::from_str(location) {
         Ok(location) => response.headers_mut().insert(header::LOCATION, location),
-        Err(_) => return refuse(Reason::BadTarget, None, tell),
+        Err(_) => return refuse(Reason::BadTarget, None, tell, &Page::default()),
     };
     if tell {
         response.headers_mut().insert("x-portcullis-reason", HeaderValue::from_static(reason.code()));
@@ -89,12 +116,14 @@ fn explain(reason: Reason) -> &'static str {
     }
 }
 
-fn page(status: u16, title: &str, text: &str) -> String {
+fn plain(status: u16, title: &str, text: &str) -> String {
+    let mut escaped = String::new();
+    page::escape(text, &mut escaped);
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head><meta charset=\"utf-8\"><title>{status} {title}</title>\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <style>body{{font:16px/1.5 system-ui,sans-serif;margin:15vh auto;max-width:32em;padding:0 1em;color:#333}}\
-         h1{{font-size:1.5em}}</style></head>\n<body><h1>{title}</h1><p>{text}</p></body>\n</html>\n"
+         h1{{font-size:1.5em}}</style></head>\n<body><h1>{title}</h1><p>{escaped}</p></body>\n</html>\n"
     )
 }
 
@@ -110,7 +139,8 @@ mod tests {
             ("text/html,application/json;q=0.9", "text/html; charset=utf-8"),
             ("*/*", "text/html; charset=utf-8"),
         ] {
-            let response = refuse(Reason::ConnectFailed, Some(&HeaderValue::from_static(value)), true);
+            let response =
+                refuse(Reason::ConnectFailed, Some(&HeaderValue::from_static(value)), true, &Page::default());
             assert_eq!(response.headers()[header::CONTENT_TYPE], content_type, "{value}");
             assert_eq!(response.headers()["x-portcullis-reason"], "connect_failed");
             assert_eq!(response.headers()[header::RETRY_AFTER], "5");
@@ -118,8 +148,27 @@ mod tests {
     }
 
     #[test]
+    fn a_page_says_what_it_is_given() {
+        use http_body_util::BodyExt;
+        let template = Template::parse("<h1>{{ .Status }}</h1>{{ .Message }} ({{ .RequestId }})").unwrap();
+        for (template, accept, want) in [
+            (Some(&template), "text/html", "<h1>502</h1>back at &lt;9&gt; (r-1)"),
+            (Some(&template), "application/json", r#","message":"back at <9>","reason":"connect_failed"}"#),
+            (None, "text/html", "<h1>Bad Gateway</h1><p>back at &lt;9&gt;</p>"),
+        ] {
+            let look = Page { template, message: Some("back at <9>"), request_id: "r-1" };
+            let accept = HeaderValue::from_static(accept);
+            let body = refuse(Reason::ConnectFailed, Some(&accept), true, &look).into_body();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let bytes = runtime.block_on(body.collect()).unwrap().to_bytes();
+            let text = String::from_utf8(bytes.to_vec()).unwrap();
+            assert!(text.contains(want), "{text}");
+        }
+    }
+
+    #[test]
     fn clients_are_not_told_more_than_they_should() {
-        let response = refuse(Reason::UnknownHost, None, false);
+        let response = refuse(Reason::UnknownHost, None, false, &Page::default());
         assert!(!response.headers().contains_key("x-portcullis-reason"));
         assert!(!response.headers().contains_key(header::RETRY_AFTER));
     }

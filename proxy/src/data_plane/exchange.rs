@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Version};
 use http_body::Body;
@@ -24,6 +24,7 @@ use super::roster::Place;
 use super::worker::Worker;
 use crate::clock;
 use crate::release::{Target, Ticket};
+use crate::snapshot::Service;
 use crate::telemetry::access_log::Line;
 use crate::telemetry::connections::Closed;
 use crate::telemetry::metrics::{Observation, TargetStats};
@@ -90,7 +91,7 @@ pub struct Known {
     pub client: Option<IpAddr>,
     pub https: bool,
     pub request_id: Option<RequestId>,
-    pub service: Option<Arc<str>>,
+    pub service: Option<Arc<Service>>,
     pub release: Option<Arc<str>>,
     pub cohort: Option<Cohort>,
     pub overridden: bool,
@@ -104,6 +105,10 @@ pub struct Known {
     pub connect: Option<Duration>,
     pub first_byte: Option<Duration>,
     pub retried: bool,
+    /// For the access log, in the order of the service's `log_fields.response`; all values of each.
+    pub response_fields: Box<[Vec<HeaderValue>]>,
+    /// The service does not count requests for this path.
+    pub uncounted: bool,
 }
 
 impl Facts {
@@ -135,6 +140,18 @@ impl Facts {
     /// How long it stood in line.
     pub fn queued(&self) -> Duration {
         self.known.borrow().queue.unwrap_or_default()
+    }
+
+    /// Remembers what the access log shows of the answer's head, if anything.
+    pub fn note_response_fields(&self, headers: &HeaderMap) {
+        let mut known = self.known.borrow_mut();
+        let Some(service) = known.service.as_ref().filter(|service| !service.log_fields.response.is_empty())
+        else {
+            return;
+        };
+        let values = |(name, _): &(HeaderName, _)| headers.get_all(name).iter().cloned().collect();
+        let values = service.log_fields.response.iter().map(values).collect();
+        known.response_fields = values;
     }
 
     /// Tells the connection's watchdog whose turn it is; returns what it believed before.
@@ -193,10 +210,11 @@ impl Facts {
         if let Some(reason) = reason {
             line.text("reason", reason.code().as_bytes());
         }
-        for (name, value) in [("service", &known.service), ("release", &known.release)] {
-            if let Some(value) = value {
-                line.text(name, value.as_bytes());
-            }
+        if let Some(service) = &known.service {
+            line.text("service", service.name.as_bytes());
+        }
+        if let Some(release) = &known.release {
+            line.text("release", release.as_bytes());
         }
         if let Some(cohort) = known.cohort {
             line.text("cohort", cohort.as_str().as_bytes());
@@ -230,6 +248,14 @@ impl Facts {
                 line.flag(name);
             }
         }
+        if let Some(service) = &known.service {
+            for (name, label) in &service.log_fields.request {
+                line.list(label, head.headers.get_all(name).iter().map(HeaderValue::as_bytes));
+            }
+            for ((_, label), values) in service.log_fields.response.iter().zip(&known.response_fields) {
+                line.list(label, values.iter().map(HeaderValue::as_bytes));
+            }
+        }
     }
 }
 
@@ -247,6 +273,9 @@ impl Drop for Facts {
         let (status, reason) = self.outcome();
         worker.log.line(|line| self.write(line, status, reason, total));
         let known = self.known.borrow();
+        if known.uncounted {
+            return;
+        }
         let stats = known.target.as_ref().map(|target| &target.stats).or(known.unseated.as_ref());
         let stats = stats.unwrap_or_else(|| worker.metrics.unrouted());
         stats.record(

@@ -12,8 +12,10 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use model::canary::{COOKIE_PLAIN, COOKIE_SECURE, Cohort, Visit};
+use model::cookie_scope;
 use model::reason::Reason;
 use model::route::Lookup;
+use model::service::Policy;
 
 use super::admit::{self, CUTOVERS_MAX, Entrance, InLine};
 use super::answer;
@@ -44,14 +46,24 @@ pub async fn serve(exchange: Exchange) -> Response<AnswerBody> {
     };
     let mut response = answered.unwrap_or_else(|reason| {
         facts.note(|known| known.reason = Some(reason));
-        let head = facts.head.borrow();
-        let accept = head.headers.get(header::ACCEPT);
-        answer::refuse(reason, accept, facts.connection.worker.config.reason_header)
+        refuse(reason, &facts)
     });
     if may_have_swallowed(&facts) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+/// Our own answer, on the page that the service has for it.
+pub fn refuse(reason: Reason, facts: &Facts) -> Response<AnswerBody> {
+    let (head, known) = (facts.head.borrow(), facts.known.borrow());
+    let page = answer::Page {
+        template: known.service.as_ref().and_then(|service| service.pages.as_ref()?.get(reason.status())),
+        message: None,
+        request_id: known.request_id.as_ref().map_or("", RequestId::as_str),
+    };
+    let accept = head.headers.get(header::ACCEPT);
+    answer::refuse(reason, accept, facts.connection.worker.config.reason_header, &page)
 }
 
 /// A trailer section may swallow what comes behind it, because hyper takes a bare line feed there: where one has
@@ -123,7 +135,7 @@ fn decide(facts: &Facts, body_bytes: Option<u64>) -> Result<Decision, Reason> {
             Lookup::UnknownHost => return Err(Reason::UnknownHost),
             Lookup::UnknownPath => return Err(Reason::UnknownPath),
         };
-        facts.note(|known| known.service = Some(Arc::clone(&service.name)));
+        facts.note(|known| known.service = Some(Arc::clone(service)));
         if let Some((location, reason)) = redirect(&head, service, &host, forwarded.https, worker.https_port)
         {
             return Ok(Decision::Redirect(location, reason));
@@ -139,8 +151,9 @@ fn decide(facts: &Facts, body_bytes: Option<u64>) -> Result<Decision, Reason> {
             facts.note(|known| known.unseated = Some(Arc::clone(&slot.release.unseated)));
             return Err(Reason::BodyTooLarge);
         }
-        let entrance = admit::enter(worker, slot, &policy.concurrency, facts)?;
         let strip = if policy.strip_path_prefix && !prefix.is_root() { prefix.as_str().len() } else { 0 };
+        note_uncounted(policy, &head.uri.path()[strip..], facts);
+        let entrance = admit::enter(worker, slot, &policy.concurrency, facts)?;
         let (service, cohort) = (Arc::clone(service), slot.cohort);
         let plan = Plan { service, cohort, strip, visitor_cookie, forwarded: forwarded.clone() };
         match entrance {
@@ -150,6 +163,15 @@ fn decide(facts: &Facts, body_bytes: Option<u64>) -> Result<Decision, Reason> {
         }
     }
     Err(Reason::Internal)
+}
+
+/// `path`: as the app sees it.
+fn note_uncounted(policy: &Policy, path: &str, facts: &Facts) {
+    let paths = &policy.recording.uncounted_paths;
+    if !paths.is_empty() {
+        let path = if path.is_empty() { "/" } else { path };
+        facts.note(|known| known.uncounted = paths.iter().any(|uncounted| uncounted == path));
+    }
 }
 
 /// A TLS connection serves the hosts of the certificate that it showed (RFC 9110 §7.4).
@@ -257,6 +279,9 @@ async fn forward(
             AnswerBody::Target(Box::new(body))
         }
     };
+    if policy.scope_cookie_paths && plan.strip > 0 {
+        scope_cookies(&mut fields, plan.strip, facts);
+    }
     if let Some(id) = &plan.visitor_cookie {
         set_visitor_cookie(&mut fields, id, plan.forwarded.https);
     }
@@ -302,6 +327,20 @@ fn upload(body: Incoming, plan: &Plan, facts: &Rc<Facts>, websocket: bool) -> Up
 fn is_event_stream(fields: &HeaderMap) -> bool {
     let content_type = fields.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     content_type.get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"))
+}
+
+/// Cookies are bound to the first `strip` bytes of the path, which the app does not know of.
+fn scope_cookies(fields: &mut HeaderMap, strip: usize, facts: &Facts) {
+    let head = facts.head.borrow();
+    let (prefix, Ok(host)) = (&head.uri.path()[..strip], hygiene::host(&head)) else { return };
+    let http::header::Entry::Occupied(mut cookies) = fields.entry(header::SET_COOKIE) else { return };
+    for cookie in cookies.iter_mut() {
+        // What is not text is left as the app wrote it.
+        let scoped = cookie.to_str().ok().and_then(|text| cookie_scope::scope(text, prefix, &host));
+        if let Some(scoped) = scoped.and_then(|text| HeaderValue::from_str(&text).ok()) {
+            *cookie = scoped;
+        }
+    }
 }
 
 fn set_visitor_cookie(fields: &mut HeaderMap, id: &str, secure: bool) {

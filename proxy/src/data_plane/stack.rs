@@ -11,7 +11,6 @@ use hyper::body::Incoming;
 use model::reason::Reason;
 use tower::{Layer, Service, service_fn};
 
-use super::answer;
 use super::body::AnswerBody;
 use super::exchange::{Connection, Exchange};
 use super::forward;
@@ -38,6 +37,6 @@ async fn answer_even_a_panic(exchange: Exchange) -> Result<Response<AnswerBody>,
         let worker = &facts.connection.worker;
         worker.metrics.process().panics.fetch_add(1, Ordering::Relaxed);
         facts.note(|known| known.reason = Some(Reason::Internal));
-        answer::refuse(Reason::Internal, None, worker.config.reason_header)
+        forward::refuse(Reason::Internal, &facts)
     }))
 }

@@ -16,7 +16,7 @@ use super::listener::{Listening, listen};
 use super::worker::{self, Setup};
 use crate::config::{Config, Flags, Listen};
 use crate::release::{Endpoint, Release, Target};
-use crate::snapshot::{Published, Service, Slot, Snapshot};
+use crate::snapshot::{LogFields, Published, Service, Slot, Snapshot};
 use crate::telemetry::access_log::{self, Destination};
 use crate::telemetry::metrics::{Metrics, TargetStats};
 
@@ -39,8 +39,15 @@ impl Proxy {
         let slot =
             Slot { cohort: Cohort::Stable, release: Arc::clone(&release), targets: Box::new([target]) };
         let policy = Policy { timeouts, ..Policy::default() };
-        let service =
-            Service { name: "shop".into(), policy, redirect_to_https: false, stable: slot, canary: None };
+        let service = Service {
+            name: "shop".into(),
+            policy,
+            redirect_to_https: false,
+            stable: slot,
+            canary: None,
+            pages: None,
+            log_fields: LogFields::default(),
+        };
         let mut routes = RouteTable::default();
         assert!(routes.bind(&[], &[PathPrefix::root()], &Arc::new(service)).is_ok());
         let published = Published::default();

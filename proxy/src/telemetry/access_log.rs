@@ -225,6 +225,19 @@ impl Line<'_> {
         self.0.push(b'"');
     }
 
+    /// Several values as one text, with commas between them; none is an empty text.
+    pub fn list<'v>(&mut self, name: &str, values: impl Iterator<Item = &'v [u8]>) {
+        self.name(name);
+        self.0.push(b'"');
+        for (index, value) in values.enumerate() {
+            if index > 0 {
+                self.0.push(b',');
+            }
+            escape(self.0, value);
+        }
+        self.0.push(b'"');
+    }
+
     pub fn number(&mut self, name: &str, value: u64) {
         self.name(name);
         self.digits(value);

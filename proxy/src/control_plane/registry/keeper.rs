@@ -16,13 +16,14 @@ use tokio::sync::mpsc;
 
 use super::super::activations::{self, Activation, Factory, Live};
 use super::super::audit::{Audit, OURSELVES};
-use super::super::certificates::{self, ServiceCertificate};
+use super::super::certificates;
 use super::super::changes::{self, Change, Origin};
 use super::super::gate::probe_host;
 use super::super::monitor::{HealthChange, Monitor, Role, Watched};
 use super::super::operations::Operations;
-use super::super::{admissions, now_ms, snapshots};
+use super::super::{admissions, now_ms, pages, snapshots};
 use super::{Command, Commit, Committed, Registry, View};
+use crate::adapters::page_files;
 use crate::adapters::state_file::{State, StateFile};
 use crate::release::Endpoint;
 use crate::snapshot::Published;
@@ -87,8 +88,16 @@ impl Keeper {
                 // A caller that has gone finds the change in the status.
                 let _ = answer.send(result);
             }
-            Command::Certificate(name, certificate) => {
-                self.change_live(&name, |live| live.certificate = Some(certificate));
+            Command::Files(name, certificate, pages) => {
+                if let (Some(pages), Some(service)) = (&pages, self.current.state.services.get(&name))
+                    && let Err(problem) = pages::keep(pages, service, self.parts.file.dir()).await
+                {
+                    tracing::warn!(service = %name, causes = problem.causes.join(": "), "{}", problem.message);
+                }
+                self.change_live(&name, |live| {
+                    live.certificate = certificate.or(live.certificate.take());
+                    live.pages = pages.or(live.pages.take());
+                });
             }
             Command::Located(name, record, endpoints) => self.relocate(&name, &record, &endpoints),
             Command::Tidy => self.tidy(),
@@ -99,13 +108,19 @@ impl Keeper {
         let origin = Origin { actor: commit.actor.clone(), at_ms: now_ms() };
         let state = changes::apply(&self.current.state, &commit.service, &commit.change, &origin)?;
         let live = self.follow(&commit, &state).await?;
+        if let (Some(pages), Some(service)) = (&commit.pages, state.services.get(&commit.service)) {
+            pages::keep(pages, service, self.parts.file.dir()).await?;
+        }
         let state = self.save(state).await?;
 
         let before = self.take_copy(&commit.service);
         let mut next = View { state, live: self.current.live.clone() };
         match live {
             Some(live) => next.live.insert(commit.service.clone(), live),
-            None => next.live.remove(&commit.service),
+            None => {
+                page_files::forget(self.parts.file.dir(), &commit.service);
+                next.live.remove(&commit.service)
+            }
         };
         self.swap(next);
         let at_ms = now_ms();
@@ -130,6 +145,9 @@ impl Keeper {
         let known = before.and_then(|live| live.certificate.clone());
         live.certificate =
             certificates::current(service, commit.certificate.clone().into_iter().chain(known)).await;
+        let known = before.and_then(|live| live.pages.clone());
+        let known = commit.pages.clone().into_iter().chain(known);
+        live.pages = pages::current(service, known, self.parts.file.dir()).await;
         Ok(Some(live))
     }
 
@@ -297,11 +315,4 @@ fn watched(service: &Service, activation: &Activation, role: Role) -> Vec<Watche
         role,
     };
     activation.record.targets.iter().zip(targets).map(one).collect()
-}
-
-impl Keeper {
-    /// The certificate that a service restored from the state file begins with.
-    pub async fn certificate(service: &Service) -> Option<ServiceCertificate> {
-        certificates::current(service, []).await
-    }
 }

@@ -76,6 +76,7 @@ where
         let response = ready!(this.inner.poll(cx))?;
         let facts = this.facts.take().expect("a future is not polled after it is ready");
         facts.status.set(Some(response.status().as_u16()));
+        facts.note_response_fields(response.headers());
         let bodiless = facts.is_head() || matches!(response.status().as_u16(), 101 | 204 | 304);
         Poll::Ready(Ok(response.map(|body| {
             let ended = bodiless || body.is_end_stream();

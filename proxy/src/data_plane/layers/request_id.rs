@@ -53,6 +53,11 @@ pub enum RequestId {
 }
 
 impl RequestId {
+    pub fn as_str(&self) -> &str {
+        // Both are ASCII.
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
+    }
+
     pub fn as_bytes(&self) -> &[u8] {
         match self {
             Self::Sent(id) => id.as_bytes(),
