@@ -24,6 +24,7 @@ fn service(n: usize) -> Arc<Service> {
         redirect_to_https: false,
         stable: Slot { cohort: Cohort::Stable, release, targets: Box::new([target]) },
         canary: None,
+        halt: None,
     })
 }
 

@@ -8,6 +8,7 @@ pub mod canary;
 pub mod cutover;
 pub mod diagnosis;
 pub mod duration;
+pub mod halt;
 pub mod health;
 pub mod name;
 pub mod pace;

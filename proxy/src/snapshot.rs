@@ -13,8 +13,9 @@ use model::route::{HostMap, RouteTable};
 use model::service::Policy;
 use rustls::sign::CertifiedKey;
 
+use crate::halt::Halt;
 use crate::release::{Release, Target};
-use crate::telemetry::metrics::{Gauges, Labels};
+use crate::telemetry::metrics::{Gauges, Halted, Labels};
 
 #[derive(Default)]
 pub struct Snapshot {
@@ -36,6 +37,8 @@ pub struct Service {
     pub redirect_to_https: bool,
     pub stable: Slot,
     pub canary: Option<Canary>,
+    /// Paused or stopped.
+    pub halt: Option<Arc<Halt>>,
 }
 
 /// A release in the place where it gets its traffic.
@@ -76,7 +79,15 @@ impl Snapshot {
                 waiting.push((labels(&Labels::NO_TARGET.into()), release.queue.waiting() as u64));
             }
         }
-        Gauges { in_flight, waiting }
+        let halted = self.services.values().filter_map(|service| {
+            let halt = service.halt.as_ref()?;
+            Some(Halted {
+                service: Arc::clone(&service.name),
+                is_pause: halt.rule.is_pause(),
+                waiting: halt.waiting() as u64,
+            })
+        });
+        Gauges { in_flight, waiting, halted: halted.collect() }
     }
 }
 

@@ -103,6 +103,7 @@ mod tests {
             redirect_to_https: false,
             stable,
             canary: canary.map(|slot| Canary { slot, assignment }),
+            halt: None,
         };
         let services = [(Arc::clone(&service.name), Arc::new(service))].into();
         Snapshot { services, ..Snapshot::default() }

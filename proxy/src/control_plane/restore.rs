@@ -68,7 +68,8 @@ async fn restore(service: &Service, factory: &Factory, dir: &Path) -> (ServiceNa
         unlocated.extend(missing);
     }
     let certificate = Keeper::certificate(service).await;
-    (service.name.clone(), Live { stable, canary, held, certificate }, unlocated)
+    let halt = Live::halt(None, service.halt.as_ref());
+    (service.name.clone(), Live { stable, canary, held, certificate, halt }, unlocated)
 }
 
 async fn activate(

@@ -27,6 +27,7 @@ pub fn build(view: &View, standings: Standings<'_>, secret: &FleetSecret) -> Sna
             redirect_to_https: redirects(view, &owners, service),
             stable: slot(&live.stable, Cohort::Stable, standings),
             canary: canary(service, live, standings, secret),
+            halt: live.halt.clone(),
         });
         if routes.bind(&service.policy.hosts, &service.policy.path_prefixes, &route).is_err() {
             // `changes` lets no conflict into the state, but a file may have been edited.
@@ -155,7 +156,7 @@ mod tests {
             let stable = factory.activate(&name, Cohort::Stable, &release, endpoints);
             let service = Service::new(name.clone(), policy, release);
             let certificate = certificates::current(&service, []).await;
-            live.insert(name.clone(), Live { stable, canary: None, held: None, certificate });
+            live.insert(name.clone(), Live { stable, canary: None, held: None, certificate, halt: None });
             services.insert(name, service);
         }
         View { state: Arc::new(state_file::State { generation: 1, services }), live }

@@ -1,5 +1,7 @@
 //! Answers that Portcullis makes itself: a status, a reason, a page for people or JSON for programs.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
@@ -11,15 +13,33 @@ use super::body::AnswerBody;
 /// Seconds after which a client may try again what failed for want of a target.
 const RETRY_AFTER_S: u32 = 5;
 
+/// The same while an operator has the service stopped: that takes minutes, not seconds.
+const STOPPED_RETRY_AFTER_S: u32 = 30;
+
 /// The answer for `reason`; `accept` is the request's field, `tell` whether clients see the reason.
 pub fn refuse(reason: Reason, accept: Option<&HeaderValue>, tell: bool) -> Response<AnswerBody> {
+    refuse_saying(reason, None, accept, tell)
+}
+
+/// The same with what the operator has to say to visitors: plain text.
+pub fn refuse_saying(
+    reason: Reason,
+    message: Option<&str>,
+    accept: Option<&HeaderValue>,
+    tell: bool,
+) -> Response<AnswerBody> {
     let status = StatusCode::from_u16(reason.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let title = status.canonical_reason().unwrap_or("Error");
     let (content_type, text) = if prefers_json(accept) {
-        let detail = if tell { format!(",\"reason\":\"{}\"", reason.code()) } else { String::new() };
+        let mut detail = if tell { format!(",\"reason\":\"{}\"", reason.code()) } else { String::new() };
+        if let Some(message) = message {
+            detail.push_str(&format!(",\"message\":{}", serde_json::Value::from(message)));
+        }
         ("application/json", format!("{{\"status\":{},\"error\":\"{title}\"{detail}}}\n", status.as_u16()))
     } else {
-        ("text/html; charset=utf-8", page(status.as_u16(), title, explain(reason)))
+        let title = if reason == Reason::Stopped { "Down for maintenance" } else { title };
+        let text = message.map_or(Cow::Borrowed(explain(reason)), escape);
+        ("text/html; charset=utf-8", page(status.as_u16(), title, &text))
     };
     let mut response = Response::new(AnswerBody::Whole(Full::new(Bytes::from(text))));
     *response.status_mut() = status;
@@ -30,10 +50,22 @@ pub fn refuse(reason: Reason, accept: Option<&HeaderValue>, tell: bool) -> Respo
         headers.insert("x-portcullis-reason", HeaderValue::from_static(reason.code()));
     }
     if matches!(status.as_u16(), 502..=504) {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+        let seconds = if reason == Reason::Stopped { STOPPED_RETRY_AFTER_S } else { RETRY_AFTER_S };
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     if closes(reason) {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// 200 without a body, for whoever asks whether anybody is there.
+pub fn healthy(reason: Reason, tell: bool) -> Response<AnswerBody> {
+    let mut response = Response::new(AnswerBody::empty());
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if tell {
+        headers.insert("x-portcullis-reason", HeaderValue::from_static(reason.code()));
     }
     response
 }
@@ -81,12 +113,33 @@ fn explain(reason: Reason) -> &'static str {
     match reason {
         Reason::UnknownHost | Reason::UnknownPath => "There is nothing at this address.",
         Reason::BodyTooLarge => "What you sent is too large.",
+        Reason::Stopped => "We are working on this application. Please try again later.",
+        Reason::PauseTimeout | Reason::PauseFull => {
+            "We are working on this application. Please try again shortly."
+        }
         _ => match reason.fault() {
             Fault::Client => "The server cannot answer this request as it was sent.",
             Fault::Upstream => "The application does not answer at the moment. Please try again shortly.",
             Fault::Us | Fault::Nobody => "Something went wrong. Please try again shortly.",
         },
     }
+}
+
+/// What a text may not say itself in HTML; line breaks stay.
+fn escape(text: &str) -> Cow<'_, str> {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            '\n' => escaped.push_str("<br>"),
+            c => escaped.push(c),
+        }
+    }
+    Cow::Owned(escaped)
 }
 
 fn page(status: u16, title: &str, text: &str) -> String {
@@ -115,6 +168,29 @@ mod tests {
             assert_eq!(response.headers()["x-portcullis-reason"], "connect_failed");
             assert_eq!(response.headers()[header::RETRY_AFTER], "5");
         }
+    }
+
+    async fn text(response: Response<AnswerBody>) -> String {
+        let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
+        String::from_utf8(body.to_bytes().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_the_operator_says_is_text_and_nothing_else() {
+        let message = "Back at <b>noon</b> & \"not\" later.\nSorry!";
+        let said = |accept: Option<&'static str>| {
+            let accept = accept.map(HeaderValue::from_static);
+            refuse_saying(Reason::Stopped, Some(message), accept.as_ref(), true)
+        };
+        assert_eq!(said(None).headers()[header::RETRY_AFTER], "30");
+        let page = text(said(None)).await;
+        let escaped = "<p>Back at &lt;b&gt;noon&lt;/b&gt; &amp; &quot;not&quot; later.<br>Sorry!</p>";
+        assert!(page.contains(escaped) && page.contains("Down for maintenance"), "{page}");
+        let json: serde_json::Value =
+            serde_json::from_str(&text(said(Some("application/json"))).await).unwrap();
+        assert_eq!((json["message"].as_str(), json["reason"].as_str()), (Some(message), Some("stopped")));
+        let plain = text(refuse(Reason::Stopped, None, true)).await;
+        assert!(plain.contains("We are working on this application."), "{plain}");
     }
 
     #[test]

@@ -114,6 +114,7 @@ impl<S: AsyncRead + Unpin> ClientIo<S> {
                 Poll::Pending => break,
             }
         }
+        self.activity.is_blind(self.ahead.len() >= AHEAD_BYTES);
         Ok(())
     }
 }

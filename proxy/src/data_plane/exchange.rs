@@ -23,6 +23,7 @@ use super::layers::request_id::RequestId;
 use super::roster::Place;
 use super::worker::Worker;
 use crate::clock;
+use crate::halt::{Going, Halt};
 use crate::release::{Target, Ticket};
 use crate::telemetry::access_log::Line;
 use crate::telemetry::connections::Closed;
@@ -104,6 +105,14 @@ pub struct Known {
     pub connect: Option<Duration>,
     pub first_byte: Option<Duration>,
     pub retried: bool,
+    /// The last one that kept it waiting or refused it.
+    pub halt: Option<Arc<Halt>>,
+    /// Its turn to go on after a pause, until its answer begins.
+    pub going: Option<Going>,
+    /// Let through although its service is halted.
+    pub bypassed: bool,
+    /// Kept waiting by a pause, all waits together; `None` if it never was.
+    pub paused: Option<Duration>,
 }
 
 impl Facts {
@@ -126,6 +135,10 @@ impl Facts {
 
     pub fn is_head(&self) -> bool {
         self.is_head
+    }
+
+    pub fn has_body(&self) -> bool {
+        self.has_body
     }
 
     pub fn note(&self, change: impl FnOnce(&mut Known)) {
@@ -225,7 +238,12 @@ impl Facts {
             Some(CutShort::Target) => line.text("cut_short_by", b"target"),
             None => {}
         }
-        for (name, is_set) in [("retried", known.retried), ("overridden", known.overridden)] {
+        if let Some(paused) = known.paused {
+            line.millis("pause_ms", paused);
+        }
+        let flags =
+            [("retried", known.retried), ("overridden", known.overridden), ("bypassed", known.bypassed)];
+        for (name, is_set) in flags {
             if is_set {
                 line.flag(name);
             }

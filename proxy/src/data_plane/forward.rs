@@ -20,6 +20,7 @@ use super::answer;
 use super::body::{AnswerBody, EventStream, RequestBody, TargetBody};
 use super::exchange::{Exchange, Facts};
 use super::forwarded::Forwarded;
+use super::halt::{self, Passage};
 use super::headers;
 use super::hygiene;
 use super::layers::request_id::RequestId;
@@ -31,6 +32,7 @@ use super::upstream::send::{self, Route, Sent};
 use super::upstream::stream::Ahead;
 use super::upstream::upload::Upload;
 use crate::clock;
+use crate::halt::Waiter;
 use crate::release::InFlight;
 use crate::snapshot::{Service, Slot, Snapshot};
 
@@ -44,9 +46,11 @@ pub async fn serve(exchange: Exchange) -> Response<AnswerBody> {
     };
     let mut response = answered.unwrap_or_else(|reason| {
         facts.note(|known| known.reason = Some(reason));
-        let head = facts.head.borrow();
+        let (head, known) = (facts.head.borrow(), facts.known.borrow());
         let accept = head.headers.get(header::ACCEPT);
-        answer::refuse(reason, accept, facts.connection.worker.config.reason_header)
+        let halt = known.halt.as_ref().filter(|_| reason == Reason::Stopped);
+        let message = halt.and_then(|halt| halt.rule.message());
+        answer::refuse_saying(reason, message, accept, facts.connection.worker.config.reason_header)
     });
     if may_have_swallowed(&facts) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -73,6 +77,11 @@ async fn route(body: Incoming, facts: &Rc<Facts>) -> Result<Response<AnswerBody>
                 let keep_method = !matches!(facts.head.borrow().method, Method::GET | Method::HEAD);
                 return Ok(answer::redirect(&location, keep_method, reason, worker.config.reason_header));
             }
+            Decision::Healthy => return Ok(halt::healthy(facts)),
+            Decision::Pause(waiter) => {
+                Box::pin(halt::wait(waiter, facts)).await?;
+                continue;
+            }
             Decision::Forward(plan, in_flight) => (plan, Some(in_flight)),
             // Boxed, so that requests that need not wait are not larger for it.
             Decision::Wait(plan, line) => {
@@ -93,6 +102,10 @@ enum Decision {
     Forward(Plan, InFlight),
     /// As planned, once there is a seat.
     Wait(Plan, InLine),
+    /// A look at the health path of a service that is paused or stopped.
+    Healthy,
+    /// To be decided anew at the end of the pause.
+    Pause(Waiter),
 }
 
 /// Where a request goes.
@@ -128,6 +141,15 @@ fn decide(facts: &Facts, body_bytes: Option<u64>) -> Result<Decision, Reason> {
         {
             return Ok(Decision::Redirect(location, reason));
         }
+        let strip =
+            if service.policy.strip_path_prefix && !prefix.is_root() { prefix.as_str().len() } else { 0 };
+        if let Some(halt) = &service.halt {
+            match halt::judge(service, halt, (&head, strip), &forwarded, facts)? {
+                Passage::Through => {}
+                Passage::Healthy => return Ok(Decision::Healthy),
+                Passage::Wait(waiter) => return Ok(Decision::Pause(waiter)),
+            }
+        }
         let (slot, visitor_cookie, overridden) = choose_slot(&head.headers, service, &forwarded);
         facts.note(|known| {
             known.release = Some(Arc::clone(&slot.release.id));
@@ -140,7 +162,6 @@ fn decide(facts: &Facts, body_bytes: Option<u64>) -> Result<Decision, Reason> {
             return Err(Reason::BodyTooLarge);
         }
         let entrance = admit::enter(worker, slot, &policy.concurrency, facts)?;
-        let strip = if policy.strip_path_prefix && !prefix.is_root() { prefix.as_str().len() } else { 0 };
         let (service, cohort) = (Arc::clone(service), slot.cohort);
         let plan = Plan { service, cohort, strip, visitor_cookie, forwarded: forwarded.clone() };
         match entrance {
@@ -233,7 +254,10 @@ async fn forward(
     let sent = send::send(worker, upload, &route, in_flight, facts).await;
     facts.set_waiting_for_app(false);
     let Sent { head, mut lease, in_flight } = sent?;
-    facts.note(|known| known.first_byte = Some(clock::now() - facts.arrived));
+    facts.note(|known| {
+        known.first_byte = Some(clock::now() - facts.arrived);
+        known.going = None;
+    });
 
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         let client = client_upgrade.ok_or(Reason::UpstreamProtocol)?;

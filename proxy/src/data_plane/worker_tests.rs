@@ -39,8 +39,14 @@ impl Proxy {
         let slot =
             Slot { cohort: Cohort::Stable, release: Arc::clone(&release), targets: Box::new([target]) };
         let policy = Policy { timeouts, ..Policy::default() };
-        let service =
-            Service { name: "shop".into(), policy, redirect_to_https: false, stable: slot, canary: None };
+        let service = Service {
+            name: "shop".into(),
+            policy,
+            redirect_to_https: false,
+            stable: slot,
+            canary: None,
+            halt: None,
+        };
         let mut routes = RouteTable::default();
         assert!(routes.bind(&[], &[PathPrefix::root()], &Arc::new(service)).is_ok());
         let published = Published::default();
