@@ -6,7 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use harness::{Answer, App, Ask, Begun, Puma, Ran, Raw, Recorder, Socket, SocketEvent, World, eventually};
+use harness::{
+    Answer, App, Ask, Begun, DaemonOptions, Patient, Puma, Ran, Raw, Recorder, Socket, SocketEvent, World,
+    eventually,
+};
 use model::protocol::{Event, HaltStatus, LoggedEvent, ServiceState, ServiceStatus};
 
 fn shop(world: &World) -> ServiceStatus {
@@ -625,4 +628,56 @@ fn a_stop_takes_over_from_a_pause_that_drains() {
     // It waits for the same request.
     assert!(stop.events().iter().any(|event| matches!(event, Event::Draining { requests: 1, .. })), "{stop}");
     assert_eq!(slow.finish().expect("an answer").text(), "slow answer of v1");
+}
+
+#[test]
+fn the_process_has_a_health_url_of_its_own() {
+    const PATH: &str = "/_portcullis/up";
+    let args = ["--health-path", PATH, "--shutdown-delay", "1h"].map(Into::into).to_vec();
+    let mut world = World::with(DaemonOptions { args, ..DaemonOptions::default() });
+    let app = Patient::start();
+    let http = world.http();
+    // Before there is any service, for no host, any host, and one that is none.
+    for head in [
+        format!("GET {PATH} HTTP/1.0\r\n\r\n"),
+        format!("HEAD {PATH}?from=lb HTTP/1.1\r\nConnection: close\r\n\r\n"),
+        format!("GET {PATH} HTTP/1.1\r\nHost: 10.0.0.7\r\nConnection: close\r\n\r\n"),
+        format!("GET {PATH} HTTP/1.1\r\nHost: a_b!\r\nConnection: close\r\n\r\n"),
+    ] {
+        let mut raw = Raw::connect(http);
+        let answer = raw.send(&head).read_to_end();
+        assert!(answer.starts_with("HTTP/1.1 200") || answer.starts_with("HTTP/1.0 200"), "{head}: {answer}");
+        assert!(answer.contains("x-portcullis-reason: process_health"), "{answer}");
+    }
+    assert_eq!(Ask::get("whoever.test", PATH).h2().at(http).status, 200);
+    for (head, status) in [
+        (format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"), "404"),
+        (format!("GET {PATH}/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"), "404"),
+        ("GET / HTTP/1.1\r\nConnection: close\r\n\r\n".to_owned(), "400"),
+        (format!("GET {PATH} HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"), "400"),
+    ] {
+        let answer = Raw::connect(http).send(&head).read_to_end();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{head}: {answer}");
+    }
+    // A service that is stopped says nothing about the process.
+    world.deploy(&app.target());
+    world.agentctl(["stop", "shop"]).succeeds();
+    assert_eq!(Ask::get("shop.test", PATH).at(http).status, 200);
+    world.agentctl(["resume", "shop"]).succeeds();
+
+    // While the balancer takes its time to notice, everything goes on.
+    world.daemon.terminate();
+    eventually("the health URL says that the end is near", || {
+        let answer = Ask::get("10.0.0.7", PATH).at(http);
+        if answer.status == 503 { Ok(()) } else { Err(answer.to_string()) }
+    });
+    assert_eq!(root().at(http).text(), "patient");
+    world.daemon.terminate();
+    assert_eq!(world.daemon.wait_for_the_end().code(), Some(130), "a second signal ends it at once");
+}
+
+#[test]
+fn without_a_health_path_there_is_none() {
+    let world = World::start();
+    assert_eq!(Ask::get("shop.test", "/_portcullis/up").at(world.http()).status, 404);
 }

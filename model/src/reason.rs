@@ -87,6 +87,8 @@ reasons! {
     HaltedHealth = "halted_health", 200, Nobody;
     /// The daemon ends, and what the request waits for will not happen here.
     ShuttingDown = "shutting_down", 503, Us;
+    /// A look at the health URL of the process.
+    ProcessHealth = "process_health", 200, Nobody;
 }
 
 impl Reason {

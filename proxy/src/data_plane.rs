@@ -14,6 +14,7 @@ pub mod forwarded;
 pub mod halt;
 pub mod head_guard;
 pub mod headers;
+pub mod health;
 pub mod http2_stream;
 pub mod hygiene;
 pub mod interim;

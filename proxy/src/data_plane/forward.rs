@@ -22,6 +22,7 @@ use super::exchange::{Exchange, Facts};
 use super::forwarded::Forwarded;
 use super::halt::{self, Passage};
 use super::headers;
+use super::health;
 use super::hygiene;
 use super::layers::request_id::RequestId;
 use super::upgrade::{Farewell, tunnel};
@@ -40,6 +41,11 @@ use crate::snapshot::{Service, Slot, Snapshot};
 pub async fn serve(exchange: Exchange) -> Response<AnswerBody> {
     let Exchange { body, facts } = exchange;
     let checked = hygiene::check(&mut facts.head.borrow_mut());
+    if let Some(path) = &facts.connection.worker.config.health_path
+        && let Some(response) = health::answer(path, checked, &facts)
+    {
+        return response;
+    }
     let answered = match checked {
         Ok(()) => route(body, &facts).await,
         Err(reason) => Err(reason),
