@@ -30,7 +30,7 @@ pub struct Activity {
     waiting_for_app: AtomicU64,
     /// Event streams among them: a client that stops sending has left.
     event_streams: AtomicU64,
-    /// Requests that wait for a seat: a client that stops sending has left, too.
+    /// Requests that wait for a seat, or for the end of a pause: a client that stops sending has left, too.
     queueing: AtomicU64,
     /// When the first byte of the next head came; `NEVER` before.
     head_began: AtomicU64,

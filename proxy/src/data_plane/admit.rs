@@ -49,7 +49,7 @@ pub async fn enter_elsewhere(
     worker: &Worker,
     route: &Route<'_>,
     refused_by: InFlight,
-    refused: &[Arc<Target>],
+    mut refused: &[Arc<Target>],
     facts: &Facts,
 ) -> Result<Option<InFlight>, Reason> {
     let mut service = Arc::clone(route.service);
@@ -65,6 +65,8 @@ pub async fn enter_elsewhere(
             // What was in flight when a pause began must not come to the app in the middle of it.
             if let Some(halt) = service.halt.as_ref().filter(|_| !facts.known.borrow().bypassed) {
                 Box::pin(halt::wait(halt::hold(halt, facts)?, facts)).await?;
+                // Who refused before may have been started anew since.
+                refused = &[];
                 continue;
             }
         }
