@@ -11,6 +11,7 @@ use harness::{
     eventually,
 };
 use model::protocol::{Event, HaltStatus, LoggedEvent, ServiceState, ServiceStatus};
+use rustix::process::{Pid, Signal, kill_process};
 
 fn shop(world: &World) -> ServiceStatus {
     let mut services = world.daemon.status().services;
@@ -176,6 +177,26 @@ fn a_pause_drains_what_is_in_flight_before_it_ends() {
     until_waiting(&world, 1);
     world.agentctl(["resume", "shop"]).succeeds();
     back.read_until(|seen| seen.starts_with("HTTP/1.1 101"));
+}
+
+#[test]
+fn an_operator_who_does_not_wait_for_the_drain_is_told_that_the_pause_holds() {
+    let puma = Puma::start(App::Rack, "v1");
+    let world = World::start();
+    world.deploy(&puma.target());
+    let slow = Ask::get("shop.test", "/slow?s=3").begin(world.http());
+    until_in_flight(&world, 1);
+    let pause = world.operator().start(["pause", "shop"]);
+    until_state(&world, ServiceState::Paused);
+    let pid = i32::try_from(pause.id()).ok().and_then(Pid::from_raw).expect("a child has a pid");
+    kill_process(pid, Signal::INT).expect("it still runs");
+    let ended = Ran::of(pause).fails_with(130);
+    assert!(ended.stderr().contains("`agentctl resume shop` lets them through"), "{ended}");
+    let waits = root().begin(world.http());
+    until_waiting(&world, 1);
+    assert_eq!(slow.finish().expect("an answer").status, 200);
+    world.agentctl(["resume", "shop"]).succeeds();
+    assert_eq!(waits.finish().expect("an answer").text(), "v1");
 }
 
 #[test]
@@ -459,9 +480,11 @@ fn deploys_rollbacks_and_canaries_go_on_and_do_not_resume() {
         refused(&root().at(world.http()), 503, "stopped");
         root().header("x-team", "1").at(world.http()).text()
     };
-    world.deploy(&pumas[1].target());
+    let told = |done: Ran| assert!(done.stdout().contains("`shop` is still stopped"), "{done}");
+    told(world.deploy(&pumas[1].target()));
     assert_eq!(seen(), "v2");
-    world.agentctl(["rollback", "shop"]).succeeds();
+    told(world.deploy(&pumas[1].target()));
+    told(world.agentctl(["rollback", "shop"]).succeeds());
     assert_eq!(seen(), "v1");
     world
         .agentctl(["canary", "start", "shop", "--target", &pumas[2].target(), "--weight", "100%"])

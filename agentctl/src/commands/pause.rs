@@ -16,7 +16,7 @@ pub(crate) async fn pause(context: &mut Context, arguments: &PauseArgs) -> Resul
         waiting_max: arguments.max_waiting,
         bypass: bypass(&arguments.bypass),
     };
-    operation::run(context, &arguments.service, post(&arguments.service, "pause").with(&request)).await
+    halt(context, &arguments.service, post(&arguments.service, "pause").with(&request)).await
 }
 
 pub(crate) async fn stop(context: &mut Context, arguments: &StopArgs) -> Result<(), Failure> {
@@ -25,7 +25,11 @@ pub(crate) async fn stop(context: &mut Context, arguments: &StopArgs) -> Result<
         message: arguments.message.clone(),
         bypass: bypass(&arguments.bypass),
     };
-    operation::run(context, &arguments.service, post(&arguments.service, "stop").with(&request)).await
+    halt(context, &arguments.service, post(&arguments.service, "stop").with(&request)).await
+}
+
+async fn halt(context: &mut Context, service: &ServiceName, call: Call) -> Result<(), Failure> {
+    operation::run(context, service, call).await.map_err(Failure::of_halt)
 }
 
 pub(crate) async fn resume(context: &mut Context, service: &ServiceName) -> Result<(), Failure> {

@@ -218,6 +218,18 @@ pub async fn resume(context: &Context, name: &ServiceName, actor: String) -> Res
     Ok(context.done(name, true, message))
 }
 
+/// For operations that go on while a service is halted: they succeed, and visitors see nothing of it.
+pub fn remark(context: &Context, name: &ServiceName) -> String {
+    let view = context.registry.view();
+    let halt = view.state.services.get(name).and_then(|service| service.halt.as_ref());
+    let was = match halt {
+        None => return String::new(),
+        Some(halt) if halt.is_pause() => "paused",
+        Some(_) => "stopped",
+    };
+    format!("; `{name}` is still {was}: `agentctl resume {name}` ends that")
+}
+
 /// For the audit log: whom the halt does not concern.
 fn bypass(bypass: &Overrides) -> String {
     let BypassBody { headers, cookies, networks } = policy_patch::print_bypass(bypass);
