@@ -392,6 +392,37 @@ fn the_team_sees_the_app_while_others_wait_or_see_the_page() {
 }
 
 #[test]
+fn what_the_team_does_in_a_pause_is_not_drained_with_the_rest() {
+    let puma = Puma::start(App::Rack, "v1");
+    let world = World::start();
+    world.deploy(&puma.target());
+    let before = Ask::get("shop.test", "/slow?s=1.5").begin(world.http());
+    until_in_flight(&world, 1);
+    let pause = ["pause", "shop", "--drain-timeout", "3s", "--bypass-header", "x-team=1", "--json"];
+    let pause = world.operator().start(pause);
+    until_state(&world, ServiceState::Paused);
+    // It begins while the pause drains, and takes longer than the drain may.
+    let team = Ask::get("shop.test", "/slow?s=8").header("x-team", "1").begin(world.http());
+    until_in_flight(&world, 2);
+    let drained = |ran: &Ran| {
+        ran.events().into_iter().find_map(|event| match event {
+            Event::Drained { cut, .. } => Some(cut),
+            _ => None,
+        })
+    };
+    let pause = Ran::of(pause).succeeds();
+    assert_eq!(drained(&pause), Some(0), "{pause}");
+    assert_eq!(before.finish().expect("an answer").text(), "slow answer of v1");
+    until_in_flight(&world, 1);
+    let target = &shop(&world).stable.targets[0];
+    assert!(target.last_probe.is_some(), "what probes saw is still known: {target:?}");
+    // Another order drains what it finds closed, and nothing is.
+    let stop = world.agentctl(["stop", "shop", "--drain-timeout", "0s", "--json"]).succeeds();
+    assert_eq!(drained(&stop), None, "{stop}");
+    assert_eq!(team.finish().expect("an answer").text(), "slow answer of v1");
+}
+
+#[test]
 fn the_health_path_is_answered_for_whoever_balances() {
     let app = Recorder::start();
     let world = World::start();
