@@ -126,13 +126,13 @@ fn resume_while_the_pause_drains_lets_everybody_through_and_cuts_nobody() {
     let puma = Puma::start(App::Rails, "v1");
     let world = World::start();
     world.deploy(&puma.target());
-    let slow = Ask::get("shop.test", "/slow?s=4").begin(world.http());
+    let slow = Ask::get("shop.test", "/slow?s=9").begin(world.http());
     let mut cable = Socket::open_cable(world.http(), "shop.test");
     until_in_flight(&world, 2);
     let load = world.load("/");
     load.goes_on_for(10);
-    // It would cut after two seconds.
-    let pause = world.operator().start(["pause", "shop", "--drain-timeout", "2s"]);
+    // It would cut after five seconds.
+    let pause = world.operator().start(["pause", "shop", "--drain-timeout", "5s"]);
     until_state(&world, ServiceState::Paused);
     until_waiting(&world, 6);
     world.agentctl(["resume", "shop"]).succeeds();
@@ -154,7 +154,7 @@ fn a_pause_drains_what_is_in_flight_before_it_ends() {
     let puma = Puma::start(App::Rails, "v1");
     let world = World::start();
     world.deploy(&puma.target());
-    let slow = Ask::get("shop.test", "/slow?s=2").begin(world.http());
+    let slow = Ask::get("shop.test", "/slow?s=5").begin(world.http());
     let mut cable = Socket::open_cable(world.http(), "shop.test");
     let mut events = Raw::connect(world.http());
     events.send("GET /events HTTP/1.1\r\nHost: shop.test\r\n\r\n");
@@ -184,7 +184,7 @@ fn an_operator_who_does_not_wait_for_the_drain_is_told_that_the_pause_holds() {
     let puma = Puma::start(App::Rack, "v1");
     let world = World::start();
     world.deploy(&puma.target());
-    let slow = Ask::get("shop.test", "/slow?s=3").begin(world.http());
+    let slow = Ask::get("shop.test", "/slow?s=6").begin(world.http());
     until_in_flight(&world, 1);
     let pause = world.operator().start(["pause", "shop"]);
     until_state(&world, ServiceState::Paused);
@@ -250,14 +250,14 @@ fn a_longer_pause_counts_for_those_who_wait_already() {
     let app = Recorder::start();
     let world = World::start();
     world.deploy(&app.target());
-    world.agentctl(["pause", "shop", "--max-pause", "2s", "--max-waiting", "2"]).succeeds();
+    world.agentctl(["pause", "shop", "--max-pause", "5s", "--max-waiting", "2"]).succeeds();
     let waits: Vec<Begun> = (0..2).map(|_| root().begin(world.http())).collect();
     until_waiting(&world, 2);
     // Those who wait are more than may wait now, and keep their places.
     world.agentctl(["pause", "shop", "--max-pause", "5m", "--max-waiting", "1"]).succeeds();
     until_waiting(&world, 2);
     refused(&root().at(world.http()), 503, "pause_full");
-    std::thread::sleep(Duration::from_millis(2_500));
+    std::thread::sleep(Duration::from_millis(5_500));
     assert_eq!(halt(&world).waiting, 2);
     world.agentctl(["resume", "shop"]).succeeds();
     for one in waits {
@@ -396,13 +396,13 @@ fn what_the_team_does_in_a_pause_is_not_drained_with_the_rest() {
     let puma = Puma::start(App::Rack, "v1");
     let world = World::start();
     world.deploy(&puma.target());
-    let before = Ask::get("shop.test", "/slow?s=1.5").begin(world.http());
+    let before = Ask::get("shop.test", "/slow?s=4").begin(world.http());
     until_in_flight(&world, 1);
-    let pause = ["pause", "shop", "--drain-timeout", "3s", "--bypass-header", "x-team=1", "--json"];
+    let pause = ["pause", "shop", "--drain-timeout", "8s", "--bypass-header", "x-team=1", "--json"];
     let pause = world.operator().start(pause);
     until_state(&world, ServiceState::Paused);
     // It begins while the pause drains, and takes longer than the drain may.
-    let team = Ask::get("shop.test", "/slow?s=8").header("x-team", "1").begin(world.http());
+    let team = Ask::get("shop.test", "/slow?s=11").header("x-team", "1").begin(world.http());
     until_in_flight(&world, 2);
     let drained = |ran: &Ran| {
         ran.events().into_iter().find_map(|event| match event {
@@ -672,7 +672,7 @@ fn a_stop_takes_over_from_a_pause_that_drains() {
     let puma = Puma::start(App::Rack, "v1");
     let world = World::start();
     world.deploy(&puma.target());
-    let slow = Ask::get("shop.test", "/slow?s=3").begin(world.http());
+    let slow = Ask::get("shop.test", "/slow?s=6").begin(world.http());
     until_in_flight(&world, 1);
     let pause = world.operator().start(["pause", "shop"]);
     until_state(&world, ServiceState::Paused);
