@@ -26,6 +26,7 @@ fn service(n: usize) -> Arc<Service> {
         canary: None,
         pages: None,
         log_fields: LogFields::default(),
+        halt: None,
     })
 }
 

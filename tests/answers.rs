@@ -62,6 +62,22 @@ fn pages_outlive_their_directory_and_a_restart() {
 }
 
 #[test]
+fn a_maintenance_page_says_what_the_operator_said() {
+    let world = World::start();
+    let recorder = Recorder::start();
+    let text = "{{ if .Message }}<p>{{ .Message }}</p>{{ else }}<p>later</p>{{ end }}";
+    let pages = pages(world.dir(), &[("503.html", text)]);
+    world.deploy_with(&recorder.target(), &["--error-pages", &pages]);
+    world.agentctl(["stop", "shop", "--message", "Back at <9>"]).succeeds();
+    let page = world.get("/");
+    assert_eq!((page.status.as_u16(), page.text().as_str()), (503, "<p>Back at &lt;9&gt;</p>"));
+    world.agentctl(["stop", "shop"]).succeeds();
+    assert_eq!(world.get("/").text(), "<p>later</p>");
+    world.agentctl(["resume", "shop"]).succeeds();
+    assert_eq!(world.get("/").text(), "recorded");
+}
+
+#[test]
 fn bad_pages_are_refused_before_the_gate() {
     let world = World::start();
     let recorder = Recorder::start();

@@ -9,6 +9,7 @@ mod gate;
 mod harness_itself;
 mod hygiene;
 mod limits;
+mod pausing;
 mod protection;
 mod proxying;
 mod rollback;

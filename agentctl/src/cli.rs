@@ -151,6 +151,40 @@ Examples:
     )]
     Canary(CanaryVerb),
 
+    /// Let the requests of a service wait, until `resume`: for a migration or a move
+    #[command(after_help = "\
+New requests wait at once; the command ends when nothing is in flight any more, so that what follows
+it meets an app that nobody uses. If somebody resumes or stops the service before, it ends with 6.
+Deploys go on as ever and do not resume the service.
+
+Examples:
+  agentctl pause shop && bin/migrate && agentctl resume shop
+  agentctl pause shop --max-pause 2m --bypass-header x-team=1
+  agentctl pause shop --drain-timeout 10s --bypass-network 192.0.2.0/24")]
+    Pause(PauseArgs),
+
+    /// Let the requests of a paused or stopped service through again, those that wait first
+    #[command(after_help = "\
+At any moment, also while the pause still drains. A service that runs is left as it is.
+
+Examples:
+  agentctl resume shop")]
+    Resume {
+        /// Name of the service
+        service: ServiceName,
+    },
+
+    /// Show visitors of a service a maintenance page, until `resume`
+    #[command(after_help = "\
+New requests are answered 503 at once, and so are those that wait in a pause; the command ends when
+nothing is in flight any more. Programs that ask for JSON get JSON.
+
+Examples:
+  agentctl stop shop
+  agentctl stop shop --message 'We are moving to a larger machine and are back at 6:00 UTC.'
+  agentctl stop shop --bypass-cookie team=4f1c")]
+    Stop(StopArgs),
+
     /// Print what changed and who did it, the oldest first
     #[command(after_help = "\
 Examples:
@@ -442,6 +476,51 @@ pub(crate) struct CanaryStartArgs {
     pub(crate) visitors: Vec<String>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct PauseArgs {
+    /// Name of the service
+    pub(crate) service: ServiceName,
+    /// Time for what is in flight to finish; then it is cut [default: as at a deploy]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) drain_timeout: Option<AnyTime>,
+    /// Time that a request waits at most, from its own arrival; then it is answered 504 [default: 30s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) max_pause: Option<SomeTime>,
+    /// Requests that may wait at a time; more are answered 503 [default: half of the agent's connections]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) max_waiting: Option<u32>,
+    #[command(flatten)]
+    pub(crate) bypass: BypassArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    /// Name of the service
+    pub(crate) service: ServiceName,
+    /// Time for what is in flight to finish; then it is cut [default: as at a deploy]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) drain_timeout: Option<AnyTime>,
+    /// Plain text for the page
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) message: Option<String>,
+    #[command(flatten)]
+    pub(crate) bypass: BypassArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Let through all the same")]
+pub(crate) struct BypassArgs {
+    /// Requests with exactly this header; repeatable
+    #[arg(long = "bypass-header", value_name = "NAME=VALUE")]
+    pub(crate) headers: Vec<Pair>,
+    /// Requests with exactly this cookie; repeatable
+    #[arg(long = "bypass-cookie", value_name = "NAME=VALUE")]
+    pub(crate) cookies: Vec<Pair>,
+    /// Clients of this network; repeatable, commas
+    #[arg(long = "bypass-network", value_name = "CIDR", value_delimiter = ',')]
+    pub(crate) networks: Vec<Network>,
+}
+
 impl Cli {
     /// What a failure's annotation is headed with, such as `agentctl deploy shop`.
     pub(crate) fn title(&self) -> String {
@@ -458,6 +537,9 @@ impl Cli {
             Verb::Canary(CanaryVerb::Status { service }) => ("canary status", Some(service)),
             Verb::Canary(CanaryVerb::Promote { service }) => ("canary promote", Some(service)),
             Verb::Canary(CanaryVerb::Abort { service }) => ("canary abort", Some(service)),
+            Verb::Pause(pause) => ("pause", Some(&pause.service)),
+            Verb::Resume { service } => ("resume", Some(service)),
+            Verb::Stop(stop) => ("stop", Some(&stop.service)),
             Verb::Events { .. } => ("events", None),
             Verb::Completions { .. } => ("completions", None),
         };

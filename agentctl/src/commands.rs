@@ -7,6 +7,7 @@ mod events;
 mod history;
 mod list;
 mod operation;
+mod pause;
 mod remove;
 mod rollback;
 mod status;
@@ -75,6 +76,9 @@ pub(crate) async fn run(context: &mut Context, verb: Verb) -> Result<(), Failure
         Verb::Targets { service } => targets::run(context, service.as_ref()).await,
         Verb::Remove { service } => remove::run(context, &service).await,
         Verb::Canary(verb) => canary::run(context, verb).await,
+        Verb::Pause(arguments) => pause::pause(context, &arguments).await,
+        Verb::Resume { service } => pause::resume(context, &service).await,
+        Verb::Stop(arguments) => pause::stop(context, &arguments).await,
         Verb::Events { follow } => events::run(context, follow).await,
         Verb::Completions { shell } => completions::run(context, shell),
     }

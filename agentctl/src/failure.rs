@@ -27,6 +27,8 @@ pub(crate) enum Failure {
     Start(#[from] io::Error),
     #[error("interrupted before the operation on `{service}` ended")]
     Interrupted { service: String },
+    #[error("interrupted before everything on `{service}` had drained")]
+    InterruptedHalt { service: String },
 }
 
 /// A failure as people read it.
@@ -61,7 +63,7 @@ impl Failure {
                 | ClientError::Cut { .. } => UNREACHABLE,
             },
             Self::Output(_) | Self::Start(_) => OTHER,
-            Self::Interrupted { .. } => INTERRUPTED,
+            Self::Interrupted { .. } | Self::InterruptedHalt { .. } => INTERRUPTED,
         }
     }
 
@@ -92,8 +94,19 @@ impl Failure {
             Self::Interrupted { service } => {
                 format!("the agent may go on without you: `agentctl status {service}` shows what it does")
             }
+            Self::InterruptedHalt { service } => {
+                format!("new requests are still held up: `agentctl resume {service}` lets them through")
+            }
         };
         Some(hint)
+    }
+
+    /// Of a pause or stop: its visitors go on waiting, whoever watches the drain.
+    pub(crate) fn of_halt(self) -> Self {
+        match self {
+            Self::Interrupted { service } => Self::InterruptedHalt { service },
+            other => other,
+        }
     }
 }
 
@@ -182,6 +195,7 @@ mod tests {
             (ClientError::TooLong { bytes_max: 1 }.into(), 1),
             (Failure::Output(io::ErrorKind::StorageFull.into()), 1),
             (Failure::Interrupted { service: "shop".into() }, 130),
+            (Failure::Interrupted { service: "shop".into() }.of_halt(), 130),
         ] {
             assert_eq!(failure.exit_code(), code, "{failure:?}");
             assert!(!failure.report().message.is_empty(), "{failure:?}");

@@ -2,10 +2,10 @@
 //!
 //! How the state looks on a terminal is `render::live`'s business.
 
-use model::protocol::{DeploymentPhase, Event, TargetStateName};
+use model::protocol::{DeploymentPhase, Event, ServiceState, TargetStateName};
 
 use crate::render::age;
-use crate::render::words::{counted, phase_text, target_state};
+use crate::render::words::{counted, phase_text, state_text, target_state};
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Progress {
@@ -76,6 +76,14 @@ impl Progress {
                 requests: *requests,
                 gateway_errors: *gateway_errors,
             }),
+            Event::Halted { state, generation, .. } => Some(format!(
+                "{}: new requests {} (generation {generation})",
+                state_text(*state),
+                match state {
+                    ServiceState::Paused => "wait",
+                    _ => "are refused",
+                }
+            )),
             Event::Done(_) | Event::Failed { .. } => None,
         }
     }

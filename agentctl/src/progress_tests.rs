@@ -77,3 +77,23 @@ fn a_target_that_was_not_announced_is_shown_all_the_same() {
     assert_eq!(line.as_deref(), Some("target unix:/run/a.sock is failed: reset"));
     assert_eq!(progress.targets.len(), 1);
 }
+
+#[test]
+fn a_pause_says_that_requests_wait_before_it_drains() {
+    let targets = vec!["127.0.0.1:3001".to_owned()];
+    let events = [
+        Event::Accepted { service: "shop".into(), verb: "pause".into(), release: "r1".into(), targets },
+        Event::Halted { state: ServiceState::Paused, generation: 9, at_ms: 1 },
+        draining(2, 1),
+        draining(1, 0),
+        Event::Drained { release: "r1".into(), cut: 0 },
+    ];
+    let mut progress = Progress::default();
+    let lines: Vec<String> = events.iter().filter_map(|event| progress.apply(event)).collect();
+    insta::assert_snapshot!(lines.join("\n"), @r"
+    pause shop r1 (127.0.0.1:3001)
+    paused: new requests wait (generation 9)
+    draining r1: 2 requests and 1 socket to finish
+    drained r1: nothing was cut
+    ");
+}

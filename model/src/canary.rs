@@ -67,6 +67,20 @@ pub struct Overrides {
     pub visitors: Vec<String>,
 }
 
+impl Overrides {
+    /// Whether a header, a cookie or the client's network is among them. Who the visitor is takes more to tell.
+    pub fn names<'r>(
+        &self,
+        header: impl Fn(&str) -> Option<&'r [u8]>,
+        cookie: impl Fn(&str) -> Option<&'r str>,
+        client: IpAddr,
+    ) -> bool {
+        self.headers.iter().any(|(name, value)| header(name) == Some(value.as_bytes()))
+            || self.cookies.iter().any(|(name, value)| cookie(name) == Some(value))
+            || self.networks.iter().any(|network| network.contains(&client))
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Cohort {
     Stable,
@@ -160,9 +174,7 @@ impl Assignment {
         C: Fn(&str) -> Option<&'r str>,
     {
         let overrides = &self.overrides;
-        overrides.headers.iter().any(|(name, value)| (visit.header)(name) == Some(value.as_bytes()))
-            || overrides.cookies.iter().any(|(name, value)| (visit.cookie)(name) == Some(value))
-            || overrides.networks.iter().any(|network| network.contains(&visit.client))
+        overrides.names(&visit.header, &visit.cookie, visit.client)
             || (!overrides.visitors.is_empty()
                 && self.named(visit).is_some_and(|id| overrides.visitors.iter().any(|v| v.as_bytes() == id)))
     }

@@ -9,6 +9,7 @@ pub mod cookie_scope;
 pub mod cutover;
 pub mod diagnosis;
 pub mod duration;
+pub mod halt;
 pub mod health;
 pub mod name;
 pub mod pace;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::canary::Overrides;
 use crate::duration;
 use crate::name::{HostName, HostPattern, PathPrefix};
-use crate::protocol::{OverridesBody, PolicyPatch, Problem, ProblemCode};
+use crate::protocol::{BypassBody, OverridesBody, PolicyPatch, Problem, ProblemCode};
 use crate::service::{CertificateFiles, Concurrency, Policy, Recording, TlsPolicy};
 
 /// No wait of ours may be longer: beyond it, a typo is likelier than a wish.
@@ -77,18 +77,39 @@ pub fn from_policy(policy: &Policy) -> PolicyPatch {
 }
 
 pub fn parse_overrides(body: &OverridesBody) -> Result<Overrides, Problem> {
-    let pair = |field: &'static str| {
+    let OverridesBody { headers, cookies, networks, visitors } = body;
+    let named = parse_named("overrides", headers, cookies, networks)?;
+    Ok(Overrides { visitors: visitors.clone(), ..named })
+}
+
+/// Whom a halted service lets through: overrides without visitors.
+pub fn parse_bypass(body: &BypassBody) -> Result<Overrides, Problem> {
+    parse_named("bypass", &body.headers, &body.cookies, &body.networks)
+}
+
+pub fn print_bypass(bypass: &Overrides) -> BypassBody {
+    let OverridesBody { headers, cookies, networks, .. } = print_overrides(bypass);
+    BypassBody { headers, cookies, networks }
+}
+
+fn parse_named(
+    owner: &str,
+    headers: &[String],
+    cookies: &[String],
+    networks: &[String],
+) -> Result<Overrides, Problem> {
+    let pair = |list: &'static str| {
         move |text: &String| {
             let parts = text.split_once('=').filter(|(name, _)| is_token(name));
             let (name, value) = parts.ok_or_else(|| {
                 let message =
                     format!("`{text}` is not an override: write `NAME=VALUE`, such as `x-canary=1`");
-                invalid(field, message)
+                invalid(&format!("{owner}.{list}"), message)
             })?;
             Ok((name.to_owned(), value.to_owned()))
         }
     };
-    let headers = body.headers.iter().map(pair("overrides.headers"));
+    let headers = headers.iter().map(pair("headers"));
     let lower =
         headers.map(|row| row.map(|(name, value): (String, String)| (name.to_ascii_lowercase(), value)));
     let network = |text: &String| {
@@ -97,14 +118,14 @@ pub fn parse_overrides(body: &OverridesBody) -> Result<Overrides, Problem> {
         parsed.map_err(|_| {
             let message =
                 format!("`{text}` is not a network: write an address or CIDR, such as `10.0.0.0/8`");
-            invalid("overrides.networks", message)
+            invalid(&format!("{owner}.networks"), message)
         })
     };
     Ok(Overrides {
         headers: lower.collect::<Result<_, _>>()?,
-        cookies: body.cookies.iter().map(pair("overrides.cookies")).collect::<Result<_, _>>()?,
-        networks: body.networks.iter().map(network).collect::<Result<_, _>>()?,
-        visitors: body.visitors.clone(),
+        cookies: cookies.iter().map(pair("cookies")).collect::<Result<_, _>>()?,
+        networks: networks.iter().map(network).collect::<Result<_, _>>()?,
+        visitors: Vec::new(),
     })
 }
 
@@ -334,7 +355,7 @@ fn is_token(name: &str) -> bool {
     (1..=256).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || mark(b))
 }
 
-fn positive(field: &str, text: Option<&String>, into: &mut Duration) -> Result<(), Problem> {
+pub(crate) fn positive(field: &str, text: Option<&String>, into: &mut Duration) -> Result<(), Problem> {
     let mut parsed = *into;
     bounded(field, text, &mut parsed)?;
     if text.is_some() && parsed.is_zero() {
@@ -344,7 +365,7 @@ fn positive(field: &str, text: Option<&String>, into: &mut Duration) -> Result<(
     Ok(())
 }
 
-fn bounded(field: &str, text: Option<&String>, into: &mut Duration) -> Result<(), Problem> {
+pub(crate) fn bounded(field: &str, text: Option<&String>, into: &mut Duration) -> Result<(), Problem> {
     let Some(text) = text else { return Ok(()) };
     let parsed = duration::parse(text).map_err(|error| invalid(field, error.to_string()))?;
     if parsed > DURATION_MAX {
@@ -386,7 +407,7 @@ fn set<T>(place: &mut T, value: Option<T>) {
     }
 }
 
-fn invalid(field: &str, message: String) -> Problem {
+pub(crate) fn invalid(field: &str, message: String) -> Problem {
     Problem::new(ProblemCode::Invalid, format!("{field}: {message}"))
 }
 

@@ -15,6 +15,9 @@
 //! | `POST /v1/services/NAME/canary/promote` | | NDJSON of `Event` |
 //! | `POST /v1/services/NAME/canary/abort` | | NDJSON of `Event` |
 //! | `DELETE /v1/services/NAME` | | NDJSON of `Event` |
+//! | `POST /v1/services/NAME/pause` | `PauseRequest` | NDJSON of `Event` |
+//! | `POST /v1/services/NAME/stop` | `StopRequest` | NDJSON of `Event` |
+//! | `POST /v1/services/NAME/resume` | | `Done` |
 //! | `GET /v1/events?follow=BOOL` | | NDJSON of `LoggedEvent` |
 //!
 //! A refusal is an HTTP status ≥ 400 with a `Problem`; a failure after the answer began is the last line's
@@ -182,6 +185,48 @@ pub struct CanarySetRequest {
     pub weight: String,
 }
 
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct PauseRequest {
+    /// For what is in flight; `None`: the service's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain_timeout: Option<String>,
+    /// How long a request waits at most; `None`: 30 s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_pause: Option<String>,
+    /// How many may wait at a time; `None`: half of the connections that the agent allows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting_max: Option<u32>,
+    pub bypass: BypassBody,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct StopRequest {
+    /// For what is in flight; `None`: the service's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain_timeout: Option<String>,
+    /// Plain text for the visitors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    pub bypass: BypassBody,
+}
+
+/// Requests that a paused or stopped service lets through.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct BypassBody {
+    /// `NAME=VALUE`
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<String>,
+    /// `NAME=VALUE`
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cookies: Vec<String>,
+    /// CIDR
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<String>,
+}
+
 /// The whole agent, as `agentctl status --json` prints it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
@@ -220,6 +265,27 @@ pub struct ServiceStatus {
     /// The operation under way, if any.
     pub operation: Option<Operation>,
     pub policy: PolicyPatch,
+    /// Only of a service that is paused or stopped.
+    #[serde(default)]
+    pub halt: Option<HaltStatus>,
+}
+
+/// A pause or stop, and what it does at the moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HaltStatus {
+    /// Who began it.
+    pub actor: String,
+    /// Unix time in ms.
+    pub since_ms: u64,
+    /// Requests that wait for `resume`.
+    pub waiting: u64,
+    /// Of a pause: how long each waits at most.
+    pub max_pause: Option<String>,
+    /// Of a pause: how many may wait; `null`: half of the connections that the agent allows.
+    pub waiting_max: Option<u32>,
+    /// Of a stop: what visitors are told.
+    pub message: Option<String>,
+    pub bypass: BypassBody,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -230,6 +296,10 @@ pub enum ServiceState {
     /// Some target is ejected, or the last one fails its probes and is tried all the same; or all targets of
     /// the canary fail theirs, and stable has its share meanwhile.
     Degraded,
+    /// New requests wait, whatever the state of the targets.
+    Paused,
+    /// New requests are answered 503, whatever the state of the targets.
+    Stopped,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -404,6 +474,12 @@ pub enum Event {
     Done(Done),
     Failed {
         problem: Problem,
+    },
+    /// New requests wait or are refused from now on; `at_ms` is Unix time in ms.
+    Halted {
+        state: ServiceState,
+        generation: u64,
+        at_ms: u64,
     },
 }
 

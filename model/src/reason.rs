@@ -77,6 +77,18 @@ reasons! {
     DrainCut = "drain_cut", 504, Upstream;
     /// A bug of ours; the log has it.
     Internal = "internal", 500, Us;
+    /// The service is stopped, or was while the request waited in a pause.
+    Stopped = "stopped", 503, Nobody;
+    /// The pause outlasted `max-pause`.
+    PauseTimeout = "pause_timeout", 504, Nobody;
+    /// As many requests wait for the end of the pause as may.
+    PauseFull = "pause_full", 503, Nobody;
+    /// A look at the health path of a service that is paused or stopped.
+    HaltedHealth = "halted_health", 200, Nobody;
+    /// The daemon ends, and what the request waits for will not happen here.
+    ShuttingDown = "shutting_down", 503, Us;
+    /// A look at the health URL of the process.
+    ProcessHealth = "process_health", 200, Nobody;
 }
 
 impl Reason {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::canary::{Overrides, VisitorSource};
+use crate::halt::Halt;
 use crate::name::{HostName, HostPattern, PathPrefix, ReleaseId, ServiceName, TargetAddress};
 use crate::weight::Weight;
 
@@ -232,6 +233,8 @@ pub struct Service {
     pub history: Vec<HistoryEntry>,
     /// Of the next release that brings no label.
     pub next_number: u64,
+    /// Paused or stopped.
+    pub halt: Option<Halt>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -271,7 +274,16 @@ impl Outcome {
 
 impl Service {
     pub fn new(name: ServiceName, policy: Policy, stable: Release) -> Self {
-        Self { name, policy, stable, canary: None, held: None, history: Vec::new(), next_number: 1 }
+        Self {
+            name,
+            policy,
+            stable,
+            canary: None,
+            held: None,
+            history: Vec::new(),
+            next_number: 1,
+            halt: None,
+        }
     }
 
     /// `release` becomes stable and the stable one is held. A canary ends.

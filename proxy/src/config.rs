@@ -59,6 +59,12 @@ pub struct Flags {
     /// How long requests in flight may take to end after SIGTERM, such as 30s
     #[arg(long, value_name = "DURATION", env = "PORTCULLIS_SHUTDOWN_TIMEOUT", value_parser = model::duration::parse)]
     pub shutdown_timeout: Option<Duration>,
+    /// Path that answers 200, for whatever host, while the daemon serves, such as /_portcullis/up [default: none]
+    #[arg(long, value_name = "PATH", env = "PORTCULLIS_HEALTH_PATH")]
+    pub health_path: Option<String>,
+    /// How long to go on serving after SIGTERM while the health path answers 503 already [default: 0s]
+    #[arg(long, value_name = "DURATION", env = "PORTCULLIS_SHUTDOWN_DELAY", value_parser = model::duration::parse)]
+    pub shutdown_delay: Option<Duration>,
 }
 
 /// An address to listen on, or none.
@@ -103,6 +109,14 @@ struct RawConfig {
     reason_header: Option<bool>,
     limits: RawLimits,
     groups: RawGroups,
+    health: RawHealth,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawHealth {
+    path: Option<String>,
+    shutdown_delay: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -130,6 +144,10 @@ pub struct Config {
     pub reason_header: bool,
     pub limits: Limits,
     pub groups: Groups,
+    /// Answers 200 for whatever host.
+    pub health_path: Option<String>,
+    /// From SIGTERM to the end of the listeners; the health path answers 503 meanwhile.
+    pub shutdown_delay: Duration,
 }
 
 /// Groups of the operating system whose members may use the control socket.
@@ -221,7 +239,29 @@ fn resolve(flags: Flags, raw: RawConfig) -> Result<Config, ConfigError> {
             operate: raw.groups.operate.unwrap_or_else(|| "portcullis-operate".to_owned()),
             admin: raw.groups.admin.unwrap_or_else(|| "portcullis-admin".to_owned()),
         },
+        health_path: health_path(flags.health_path.or(raw.health.path))?,
+        shutdown_delay: match (flags.shutdown_delay, &raw.health.shutdown_delay) {
+            (Some(delay), _) => delay,
+            (None, None) => Duration::ZERO,
+            (None, Some(text)) => model::duration::parse(text).map_err(|error| ConfigError::Value {
+                key: "health.shutdown_delay",
+                message: error.to_string(),
+            })?,
+        },
     })
+}
+
+/// An empty text is none.
+fn health_path(text: Option<String>) -> Result<Option<String>, ConfigError> {
+    let Some(path) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
+    let is_path = path.starts_with('/') && path.len() > 1;
+    if is_path && path.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#')) {
+        return Ok(Some(path));
+    }
+    let message = format!(
+        "`{path}` is not a path of its own: write one that no app has, such as `/_portcullis/up`, without query"
+    );
+    Err(ConfigError::Value { key: "health.path", message })
 }
 
 fn duration(key: &'static str, text: Option<&String>, default_s: u64) -> Result<Duration, ConfigError> {
@@ -281,6 +321,11 @@ mod tests {
             ("[limits]\nbuffered_bytes = 0", "at least 1"),
             ("[limits]\nmin_rate = 1", "unknown field `min_rate`, expected one of `connections`"),
             ("trusted_proxies = [\"10.0.0.0/33\"]", "trusted_proxies"),
+            ("[health]\npath = \"up\"", "`up` is not a path of its own"),
+            ("[health]\npath = \"/\"", "such as `/_portcullis/up`"),
+            ("[health]\npath = \"/up?x=1\"", "without query"),
+            ("[health]\nshutdown_delay = \"5\"", "`health.shutdown_delay` in the configuration"),
+            ("[health]\nport = 1", "expected `path` or `shutdown_delay`"),
         ] {
             let error = config(text).unwrap_err();
             assert!(error.contains(wants), "{text:?} gave {error:?}");

@@ -1,6 +1,6 @@
 //! The careful half: it owns what the services are, and changes what the data plane believes.
 //!
-//! `registry` owns the state; `deploy`, `rollback`, `canary` and `remove` drive changes of it; `gate` and
+//! `registry` owns the state; `deploy`, `rollback`, `canary`, `pause` and `remove` drive changes of it; `gate` and
 //! `monitor` probe; `server` and `handlers` are the control API. Everything runs on one small runtime.
 
 pub mod access;
@@ -21,6 +21,7 @@ pub mod handlers;
 pub mod monitor;
 pub mod operations;
 pub mod pages;
+pub mod pause;
 pub mod progress;
 pub mod registry;
 pub mod remove;

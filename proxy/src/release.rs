@@ -37,8 +37,10 @@ impl fmt::Display for Endpoint {
 
 /// One running instance of the app, during one activation of its release.
 pub struct Target {
-    /// Unique in this process; the upstream pools are keyed by it.
+    /// What probes say is known by it. Unique in this process, but for those that `renewed` made of one another.
     pub id: u64,
+    /// The upstream pools are keyed by it: connections end with their release. Unique in this process.
+    pub pool: u64,
     /// As the operator wrote it, such as `127.0.0.1:3000`.
     pub label: Arc<str>,
     pub endpoint: Endpoint,
@@ -75,13 +77,33 @@ impl Target {
         workers: usize,
         seats: Arc<Seats>,
     ) -> Arc<Self> {
+        let id = NEXT_TARGET.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self {
-            id: NEXT_TARGET.fetch_add(1, Ordering::Relaxed),
+            id,
+            pool: id,
             label: label.into(),
             endpoint,
             stats,
             seats,
             in_flight: (0..workers.max(1)).map(|_| Cell::default()).collect(),
+        })
+    }
+
+    /// The same process and all that is known of it, with nothing in flight.
+    fn renewed(&self) -> Arc<Self> {
+        let cells = self.in_flight.iter().map(|cell| Cell {
+            latency: AtomicU64::new(cell.latency.load(Ordering::Relaxed)),
+            latency_at: AtomicU64::new(cell.latency_at.load(Ordering::Relaxed)),
+            ..Cell::default()
+        });
+        Arc::new(Self {
+            id: self.id,
+            pool: NEXT_TARGET.fetch_add(1, Ordering::Relaxed),
+            label: Arc::clone(&self.label),
+            endpoint: self.endpoint.clone(),
+            stats: Arc::clone(&self.stats),
+            seats: Arc::clone(&self.seats),
+            in_flight: cells.collect(),
         })
     }
 
@@ -180,6 +202,14 @@ impl Release {
         })
     }
 
+    /// Another activation of the same targets. What is in flight now is not in flight there, and can be told from
+    /// what comes later.
+    pub fn renewed(&self) -> Arc<Self> {
+        let targets = self.targets.iter().map(|target| target.renewed()).collect();
+        let queue = Queue::new(Arc::clone(self.queue.admission()));
+        Self::with_queue(&self.id, targets, queue, Arc::clone(&self.unseated))
+    }
+
     /// Counts a request in. `None` once the release is closed: the caller loads the snapshot again, which
     /// has been published before `close`, and goes to the release that took over.
     pub fn enter(self: &Arc<Self>, target: &Arc<Target>, worker: usize) -> Option<InFlight> {
@@ -221,6 +251,17 @@ impl Release {
     /// Asks sockets and event streams to close, each at a random moment within `window`.
     pub fn drain_sockets(&self, window: Duration) {
         self.ending.send_replace(Ending::Draining { sockets_until: Instant::now() + window });
+    }
+
+    /// The drain is called off: sockets stay, but for those that have gone already.
+    pub fn spare_sockets(&self) {
+        self.ending.send_if_modified(|ending| {
+            let drains = matches!(ending, Ending::Draining { .. });
+            if drains {
+                *ending = Ending::Serving;
+            }
+            drains
+        });
     }
 
     /// Ends everything that is still in flight. Whoever comes first decides how many that are.
@@ -341,6 +382,22 @@ mod tests {
         assert_eq!(release.in_flight(), InFlightCount { requests: 0, sockets: 1 });
         drop(socket);
         assert_eq!(release.in_flight().total(), 0);
+    }
+
+    #[test]
+    fn a_renewed_release_knows_its_targets_and_has_nothing_in_flight() {
+        let release = release();
+        let _first = release.enter(&release.targets[0], 0).unwrap();
+        let latency = Latency::after(None, Duration::from_millis(7), Duration::from_secs(1));
+        release.targets[0].set_latency(1, latency);
+        let renewed = release.renewed();
+        let (old, new) = (&release.targets[0], &renewed.targets[0]);
+        assert_eq!((new.id, new.latency(1)), (old.id, Some(latency)));
+        assert_ne!(new.pool, old.pool, "a connection of the old one may be cut at any time");
+        let _second = renewed.enter(new, 1).unwrap();
+        release.close();
+        assert_eq!((release.in_flight().total(), renewed.in_flight().total()), (1, 1));
+        assert!(!renewed.is_closed());
     }
 
     #[tokio::test]

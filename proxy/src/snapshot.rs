@@ -15,8 +15,9 @@ use model::route::{HostMap, RouteTable};
 use model::service::Policy;
 use rustls::sign::CertifiedKey;
 
+use crate::halt::Halt;
 use crate::release::{Release, Target};
-use crate::telemetry::metrics::{Gauges, Labels};
+use crate::telemetry::metrics::{Gauges, Halted, Labels};
 
 #[derive(Default)]
 pub struct Snapshot {
@@ -41,6 +42,8 @@ pub struct Service {
     /// For what Portcullis answers itself.
     pub pages: Option<Arc<Pages>>,
     pub log_fields: LogFields,
+    /// Paused or stopped.
+    pub halt: Option<Arc<Halt>>,
 }
 
 /// Header fields that the access log shows on request, each with its name there.
@@ -88,7 +91,15 @@ impl Snapshot {
                 waiting.push((labels(&Labels::NO_TARGET.into()), release.queue.waiting() as u64));
             }
         }
-        Gauges { in_flight, waiting }
+        let halted = self.services.values().filter_map(|service| {
+            let halt = service.halt.as_ref()?;
+            Some(Halted {
+                service: Arc::clone(&service.name),
+                is_pause: halt.rule.is_pause(),
+                waiting: halt.waiting() as u64,
+            })
+        });
+        Gauges { in_flight, waiting, halted: halted.collect() }
     }
 }
 

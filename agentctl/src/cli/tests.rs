@@ -49,6 +49,8 @@ fn help_of_other_verbs() {
     insta::assert_snapshot!("help_canary", help(&["canary"]));
     insta::assert_snapshot!("help_canary_start", help(&["canary", "start"]));
     insta::assert_snapshot!("help_events", help(&["events"]));
+    insta::assert_snapshot!("help_pause", help(&["pause"]));
+    insta::assert_snapshot!("help_stop", help(&["stop"]));
 }
 
 #[test]
@@ -157,7 +159,15 @@ fn what_is_wrong_is_said_with_what_to_do() {
         ("deplyo shop", "a similar subcommand exists: 'deploy'"),
         ("status a b", "unexpected argument 'b'"),
         ("completions cmd", "[possible values: bash"),
-        ("pause shop", "unrecognized subcommand 'pause'"),
+        ("pause", "<SERVICE>"),
+        ("pause shop --max-pause 0s", "no time at all: write more than zero"),
+        ("pause shop --max-pause 30", "`30` is not a duration: write a number with a unit"),
+        ("pause shop --max-waiting 0", "0 is not in 1..=100000"),
+        ("pause shop --message x", "unexpected argument '--message'"),
+        ("stop shop --drain-timeout 25h", "longer than a day"),
+        ("stop shop --bypass-cookie team", "is not NAME=VALUE"),
+        ("stop shop --bypass-network office", "is not a network"),
+        ("unpause shop", "unrecognized subcommand 'unpause'"),
     ] {
         let said = refusal(line);
         assert!(said.starts_with("error: ") && said.contains(want), "`{line}`: {said}");

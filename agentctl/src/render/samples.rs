@@ -1,8 +1,8 @@
 //! Replies to render in tests: a quiet service, and one with everything going on.
 
 use model::protocol::{
-    CanaryStatus, DeploymentPhase, Listeners, Operation, OverridesBody, PolicyPatch, ReleaseStatus,
-    SeatsStatus, ServiceState, ServiceStatus, Status, TargetStateName, TargetStatus,
+    BypassBody, CanaryStatus, DeploymentPhase, HaltStatus, Listeners, Operation, OverridesBody, PolicyPatch,
+    ReleaseStatus, SeatsStatus, ServiceState, ServiceStatus, Status, TargetStateName, TargetStatus,
 };
 
 pub(crate) const NOW_MS: u64 = 1_795_000_000_000;
@@ -41,6 +41,7 @@ pub(crate) fn quiet_service() -> ServiceStatus {
         held: None,
         operation: None,
         policy: PolicyPatch::default(),
+        halt: None,
     }
 }
 
@@ -79,6 +80,35 @@ pub(crate) fn busy_service() -> ServiceStatus {
             canonical_host: Some(String::new()),
             ..PolicyPatch::default()
         },
+        halt: None,
+    }
+}
+
+pub(crate) fn paused_service() -> ServiceStatus {
+    let bypass = BypassBody {
+        headers: vec!["x-team=1".into()],
+        networks: vec!["10.0.0.0/8".into()],
+        ..BypassBody::default()
+    };
+    let (max_pause, waiting_max) = (Some("2m".into()), Some(500));
+    let halt = HaltStatus { waiting: 12, max_pause, waiting_max, bypass, ..halt() };
+    ServiceStatus { state: ServiceState::Paused, halt: Some(halt), ..quiet_service() }
+}
+
+pub(crate) fn stopped_service() -> ServiceStatus {
+    let halt = HaltStatus { message: Some("Back at 6:00.\nSorry!".into()), ..halt() };
+    ServiceStatus { state: ServiceState::Stopped, halt: Some(halt), ..quiet_service() }
+}
+
+fn halt() -> HaltStatus {
+    HaltStatus {
+        actor: "ann (uid 1001)".into(),
+        since_ms: NOW_MS - 5 * MINUTE_MS,
+        waiting: 0,
+        max_pause: None,
+        waiting_max: None,
+        message: None,
+        bypass: BypassBody::default(),
     }
 }
 

@@ -1,7 +1,8 @@
 //! The agent, its services and their targets.
 
 use model::protocol::{
-    Listeners, Operation, PolicyPatch, ReleaseStatus, SeatsStatus, ServiceStatus, Status, TargetStatus,
+    BypassBody, HaltStatus, Listeners, Operation, PolicyPatch, ReleaseStatus, SeatsStatus, ServiceStatus,
+    Status, TargetStatus,
 };
 
 use super::age::age;
@@ -63,6 +64,11 @@ pub(crate) fn service(service: &ServiceStatus, now_ms: u64, paint: Paint) -> Str
     let mut text = format!("{}\n", paint.paint(Tone::Strong, &clean::line(&service.name)));
     let mut add = |name: &str, value: &str| text.push_str(&format!("  {name:<10}{}\n", clean::line(value)));
     add("state", state_text(service.state));
+    if let Some(halt) = &service.halt {
+        for (name, value) in halt_lines(halt, now_ms) {
+            add(name, &value);
+        }
+    }
     add("hosts", &hosts(service));
     add("paths", &service.path_prefixes.join(", "));
     add("tls", yes_or_no(service.tls));
@@ -80,6 +86,25 @@ pub(crate) fn service(service: &ServiceStatus, now_ms: u64, paint: Paint) -> Str
         add("waiting", &waiting.join(", "));
     }
     format!("{text}\n{}\n{}", slots(service, now_ms, paint), settings(&service.policy, paint))
+}
+
+fn halt_lines(halt: &HaltStatus, now_ms: u64) -> Vec<(&'static str, String)> {
+    let begun = format!("{} ago by {}", age(now_ms, halt.since_ms), halt.actor);
+    let mut lines = vec![("since", begun)];
+    if let Some(max_pause) = &halt.max_pause {
+        let bound = halt.waiting_max.map(|max| format!(" of at most {max}")).unwrap_or_default();
+        lines.push((
+            "waiting",
+            format!("{}{bound}, up to {max_pause} each", counted(halt.waiting, "request")),
+        ));
+    }
+    lines.extend(halt.message.iter().map(|message| ("message", message.clone())));
+    let BypassBody { headers, cookies, networks } = &halt.bypass;
+    let bypass = [headers.as_slice(), cookies, networks].concat();
+    if !bypass.is_empty() {
+        lines.push(("bypass", bypass.join(", ")));
+    }
+    lines
 }
 
 fn operation_text(operation: &Operation, now_ms: u64) -> String {
@@ -232,6 +257,33 @@ mod tests {
         max-in-flight      5
         max-request-body   1073741824
         tls-redirect       true
+        ");
+    }
+
+    #[test]
+    fn a_service_that_lets_nobody_through() {
+        let head = |halted: ServiceStatus| {
+            let text = service(&halted, NOW_MS, PLAIN());
+            text.split("\n\n").next().unwrap_or_default().to_owned()
+        };
+        insta::assert_snapshot!(head(samples::paused_service()), @r"
+        docs
+          state     paused
+          since     5m ago by ann (uid 1001)
+          waiting   12 requests of at most 500, up to 2m each
+          bypass    x-team=1, 10.0.0.0/8
+          hosts     any
+          paths     /docs
+          tls       no
+        ");
+        insta::assert_snapshot!(head(samples::stopped_service()), @r"
+        docs
+          state     stopped
+          since     5m ago by ann (uid 1001)
+          message   Back at 6:00. Sorry!
+          hosts     any
+          paths     /docs
+          tls       no
         ");
     }
 

@@ -18,6 +18,7 @@ pub(crate) fn service_state(state: ServiceState) -> Cell {
     let tone = match state {
         ServiceState::Serving => Tone::Good,
         ServiceState::Degraded => Tone::Bad,
+        ServiceState::Paused | ServiceState::Stopped => Tone::Warning,
     };
     Cell::toned(tone, state_text(state))
 }
@@ -26,6 +27,8 @@ pub(crate) fn state_text(state: ServiceState) -> &'static str {
     match state {
         ServiceState::Serving => "serving",
         ServiceState::Degraded => "degraded",
+        ServiceState::Paused => "paused",
+        ServiceState::Stopped => "stopped",
     }
 }
 

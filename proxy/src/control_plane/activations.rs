@@ -12,6 +12,7 @@ use model::service::{Release as Record, Service};
 
 use super::certificates::ServiceCertificate;
 use super::pages::ServicePages;
+use crate::halt::Halt;
 use crate::release::{Admission, Endpoint, InFlightCount, Queue, Release, Target};
 use crate::telemetry::metrics::{Labels, Metrics};
 
@@ -32,6 +33,36 @@ pub struct Live {
     pub held: Option<Activation>,
     pub certificate: Option<ServiceCertificate>,
     pub pages: Option<ServicePages>,
+    /// Paused or stopped.
+    pub halt: Option<Arc<Halt>>,
+}
+
+impl Live {
+    /// The same releases, with nothing in flight: what is in flight now stays where it is, to be closed and drained.
+    pub fn renew(&mut self) {
+        for activation in [Some(&mut self.stable), self.canary.as_mut()].into_iter().flatten() {
+            let renewed = activation.release.renewed();
+            activation.earlier.push(std::mem::replace(&mut activation.release, renewed));
+        }
+    }
+
+    /// The halt that `rule` orders: the one at work, if it orders the same.
+    pub fn halt(before: Option<&Self>, rule: Option<&model::halt::Halt>) -> Option<Arc<Halt>> {
+        let rule = rule?;
+        let current = before.and_then(|live| live.halt.as_ref()).filter(|halt| halt.rule == *rule);
+        Some(current.cloned().unwrap_or_else(|| Halt::new(rule.clone())))
+    }
+
+    /// Closed activations of what serves, each once, that may still have something in flight.
+    pub fn closed(&self) -> Vec<Arc<Release>> {
+        let mut closed: Vec<Arc<Release>> = Vec::new();
+        for release in std::iter::once(&self.stable).chain(&self.canary).flat_map(|one| &one.earlier) {
+            if !closed.iter().any(|known| Arc::ptr_eq(known, release)) {
+                closed.push(Arc::clone(release));
+            }
+        }
+        closed
+    }
 }
 
 /// Makes targets that count into the right series.
@@ -110,7 +141,7 @@ impl Factory {
             serving(&canary.release, Cohort::Canary, before.and_then(|live| live.canary.as_ref()))
         });
         let held = service.held.as_ref().and_then(|record| find(record).cloned());
-        Some(Live { stable, canary, held, certificate: None, pages: None })
+        Some(Live { stable, canary, held, certificate: None, pages: None, halt: None })
     }
 
     /// A gated activation as it is; any other one anew, because it is closed or counts as another cohort.
@@ -306,6 +337,29 @@ mod tests {
         drop(socket);
         assert_eq!(world.follow(&[]), (vec![], vec![]));
         assert_eq!(world.live.stable.all().count(), 1, "the empty one is forgotten");
+    }
+
+    #[test]
+    fn a_pause_tells_what_was_in_flight_from_what_comes_later() {
+        let mut world = world();
+        let first = Arc::clone(&world.live.stable.release);
+        let request = first.enter(&first.targets[0], 0).unwrap();
+        let mut next = world.live.clone();
+        next.renew();
+        let replaced = replaced(Some(&world.live), Some(&next));
+        assert!(Arc::ptr_eq(&replaced.closed[0], &first) && replaced.drained.is_empty());
+        replaced.closed[0].close();
+        world.live = next;
+        assert!(Arc::ptr_eq(&world.live.closed()[0], &first));
+        let stable = &world.live.stable;
+        assert_eq!((stable.release.in_flight().total(), stable.in_flight(0).requests), (0, 1));
+
+        // A deploy in the pause drains it with what it replaces.
+        let second = gated(&world.factory, &record("r2", 2), Cohort::Stable);
+        world.service.cut_over(second.record.clone());
+        let (closed, drained) = world.follow(&[second]);
+        assert_eq!((closed.len(), drained.len()), (2, 2));
+        drop(request);
     }
 
     #[test]

@@ -105,6 +105,7 @@ mod tests {
             canary: canary.map(|slot| Canary { slot, assignment }),
             pages: None,
             log_fields: crate::snapshot::LogFields::default(),
+            halt: None,
         };
         let services = [(Arc::clone(&service.name), Arc::new(service))].into();
         Snapshot { services, ..Snapshot::default() }

@@ -1,5 +1,6 @@
 //! The changes that operations make to the state: pure, on a copy, before anything is written or served.
 
+use model::halt::Halt;
 use model::name::{ReleaseId, ServiceName};
 use model::protocol::{Problem, ProblemCode};
 use model::route::RouteTable;
@@ -36,6 +37,12 @@ pub enum Change {
         reason: String,
     },
     Remove,
+    /// Pauses or stops; takes the place of the order in force.
+    Halt {
+        halt: Halt,
+    },
+    /// Ends the pause or stop.
+    Resume,
     /// Only an entry in the history; `None` where the service never came to be.
     Refused {
         release: Release,
@@ -131,6 +138,11 @@ pub fn apply(state: &State, name: &ServiceName, change: &Change, origin: &Origin
         Change::Remove => {
             next.services.remove(name).ok_or_else(|| no_service(name))?;
         }
+        Change::Halt { halt } => {
+            let service = existing(&mut next, name)?;
+            service.halt = Some(halt.clone().after(service.halt.as_ref()));
+        }
+        Change::Resume => existing(&mut next, name)?.halt = None,
         Change::Refused { release, reason } => {
             let service = existing(&mut next, name)?;
             service.next_number = next_number(service.next_number, &release.id);
@@ -288,6 +300,38 @@ mod tests {
             assert_eq!(picture(&state), want, "{changes:?}");
             assert_eq!(state.generation, changes.len() as u64);
         }
+    }
+
+    #[test]
+    fn a_halt_outlives_everything_but_its_own_end() {
+        let halt = |actor: &str| {
+            let kind = model::halt::HaltKind::Stopped { message: None };
+            let bypass = model::canary::Overrides::default();
+            Change::Halt { halt: Halt { kind, bypass, actor: actor.into(), since_ms: 7 } }
+        };
+        let begun_by = |changes: Vec<Change>| {
+            let state = after(changes).unwrap();
+            state.services.values().next().and_then(|shop| shop.halt.clone()).map(|halt| halt.actor)
+        };
+        let ann = || Some("ann".to_owned());
+        let before = after(vec![deploy("r1", 1)]).unwrap().services.into_values().next().unwrap();
+        let revert = Change::Revert { before: Box::new(before), reason: "502".into() };
+        let back = Change::RollBack { release: release("r1", 1) };
+        for (changes, want) in [
+            (vec![halt("ann"), deploy("r2", 2), back], ann()),
+            (vec![halt("ann"), deploy("r2", 2), revert], ann()),
+            (vec![halt("ann"), canary("c", 9), Change::Promote], ann()),
+            (vec![halt("ann"), halt("bob")], ann()),
+            (vec![halt("ann"), Change::Resume], None),
+            (vec![halt("ann"), Change::Resume, halt("bob")], Some("bob".to_owned())),
+            (vec![Change::Resume], None),
+            (vec![halt("ann"), Change::Remove, deploy("r2", 2)], None),
+        ] {
+            let all = [vec![deploy("r1", 1)], changes.clone()].concat();
+            assert_eq!(begun_by(all), want, "{changes:?}");
+        }
+        assert_eq!(after(vec![halt("ann")]).unwrap_err().code, ProblemCode::NotFound);
+        assert_eq!(after(vec![Change::Resume]).unwrap_err().code, ProblemCode::NotFound);
     }
 
     #[test]

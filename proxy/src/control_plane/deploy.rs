@@ -16,6 +16,7 @@ use super::changes::{self, Change};
 use super::context::{Candidate, Context, Gated, Shared, accepted};
 use super::operations::Claim;
 use super::pages::{self, ServicePages};
+use super::pause;
 use super::progress::Progress;
 use super::registry::{Command, Commit, Committed};
 use super::report::{self, Events, Reporter};
@@ -93,7 +94,9 @@ fn is_stable(live: &Live, candidate: &Candidate, request: &DeployRequest) -> boo
 fn already(context: &Context, service: &Service, shown: Option<&ServiceCertificate>) -> Done {
     let (name, release) = (&service.name, &service.stable.id);
     let https = certificates::remark(shown, &service.policy);
-    context.done(name, false, format!("`{name}` runs release `{release}` already; nothing to do{https}"))
+    let halted = pause::remark(context, name);
+    let message = format!("`{name}` runs release `{release}` already; nothing to do{https}{halted}");
+    context.done(name, false, message)
 }
 
 /// Files that were renewed under the same names need no gate.
@@ -208,7 +211,8 @@ impl Deploy {
         let view = self.context.registry.view();
         let shown = view.live.get(name).and_then(|live| live.certificate.as_ref());
         let https = certificates::remark(shown, &self.policy);
-        Ok(Done { message: format!("{message}{held}{remark}{https}"), ..done })
+        let halted = pause::remark(&self.context, name);
+        Ok(Done { message: format!("{message}{held}{remark}{https}{halted}"), ..done })
     }
 }
 

@@ -19,7 +19,7 @@ pub use self::body::Answer;
 use super::access::{Caller, Peer, Role};
 use super::audit::FOLLOWERS_MAX;
 use super::context::{Context, invalid};
-use super::{canary, deploy, remove, rollback, status};
+use super::{canary, deploy, pause, remove, rollback, status};
 use crate::config::Groups;
 
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -39,7 +39,8 @@ pub struct Api {
 const ROUTES: &str = "GET /v1/status, GET /v1/events, GET /v1/services/NAME, GET /v1/services/NAME/history, \
     POST /v1/services/NAME/deploy, POST /v1/services/NAME/rollback, POST /v1/services/NAME/canary/start, \
     POST /v1/services/NAME/canary/set, POST /v1/services/NAME/canary/promote, \
-    POST /v1/services/NAME/canary/abort, DELETE /v1/services/NAME";
+    POST /v1/services/NAME/canary/abort, POST /v1/services/NAME/pause, POST /v1/services/NAME/stop, \
+    POST /v1/services/NAME/resume, DELETE /v1/services/NAME";
 
 /// A path of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +55,9 @@ enum Resource<'p> {
     CanarySet(&'p str),
     CanaryPromote(&'p str),
     CanaryAbort(&'p str),
+    Pause(&'p str),
+    Stop(&'p str),
+    Resume(&'p str),
 }
 
 impl<'p> Resource<'p> {
@@ -70,6 +74,9 @@ impl<'p> Resource<'p> {
             ["services", name, "canary", "set"] => Self::CanarySet(name),
             ["services", name, "canary", "promote"] => Self::CanaryPromote(name),
             ["services", name, "canary", "abort"] => Self::CanaryAbort(name),
+            ["services", name, "pause"] => Self::Pause(name),
+            ["services", name, "stop"] => Self::Stop(name),
+            ["services", name, "resume"] => Self::Resume(name),
             _ => return None,
         })
     }
@@ -233,6 +240,11 @@ impl Call<'_> {
                 let done = canary::set(&context, &parse(name)?, actor, &self.read().await?).await?;
                 return Ok(json(&done));
             }
+            Resource::Resume(name) => {
+                return Ok(json(&pause::resume(&context, &parse(name)?, actor).await?));
+            }
+            Resource::Pause(name) => pause::pause(context, parse(name)?, actor, &self.read().await?)?,
+            Resource::Stop(name) => pause::stop(context, parse(name)?, actor, &self.read().await?)?,
             Resource::Deploy(name) => deploy::start(context, parse(name)?, actor, self.read().await?).await?,
             Resource::Rollback(name) => {
                 rollback::start(context, parse(name)?, actor, self.read().await?).await?
@@ -300,6 +312,7 @@ mod tests {
             ("/v1/status", Some(Resource::Status)),
             ("/v1/services/shop", Some(Resource::Service("shop"))),
             ("/v1/services/shop/canary/set", Some(Resource::CanarySet("shop"))),
+            ("/v1/services/shop/pause", Some(Resource::Pause("shop"))),
             ("/v1/services/shop/canary", None),
             ("/v1/services", None),
             ("/v1/status/", None),

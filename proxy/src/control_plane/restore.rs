@@ -69,7 +69,8 @@ async fn restore(service: &Service, factory: &Factory, dir: &Path) -> (ServiceNa
     }
     let certificate = certificates::current(service, []).await;
     let pages = pages::current(service, [], dir).await;
-    (service.name.clone(), Live { stable, canary, held, certificate, pages }, unlocated)
+    let halt = Live::halt(None, service.halt.as_ref());
+    (service.name.clone(), Live { stable, canary, held, certificate, pages, halt }, unlocated)
 }
 
 async fn activate(

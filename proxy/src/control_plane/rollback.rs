@@ -10,6 +10,7 @@ use super::answers;
 use super::changes::Change;
 use super::context::{Candidate, Context, Gated, Shared, accepted, invalid};
 use super::operations::Claim;
+use super::pause;
 use super::registry::Commit;
 use super::report::{self, Events, Reporter};
 use super::switch;
@@ -230,7 +231,8 @@ async fn roll_back(
     let stable = done.stable.as_deref().unwrap_or_default();
     let message = format!("`{name}` runs release `{stable}` again");
     let remark = switch::conclude(settled, name, &message, &committed.replaced)?;
-    Ok(Done { message: format!("{message}{remark}"), ..done })
+    let halted = pause::remark(context, name);
+    Ok(Done { message: format!("{message}{remark}{halted}"), ..done })
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ pub fn build(view: &View, standings: Standings<'_>, secret: &FleetSecret) -> Sna
             canary: canary(service, live, standings, secret),
             pages: live.pages.as_ref().map(|pages| Arc::clone(&pages.pages)),
             log_fields: log_fields(&service.policy.recording),
+            halt: live.halt.clone(),
         });
         if routes.bind(&service.policy.hosts, &service.policy.path_prefixes, &route).is_err() {
             // `changes` lets no conflict into the state, but a file may have been edited.
@@ -171,7 +172,8 @@ mod tests {
             let stable = factory.activate(&name, Cohort::Stable, &release, endpoints);
             let service = Service::new(name.clone(), policy, release);
             let certificate = certificates::current(&service, []).await;
-            live.insert(name.clone(), Live { stable, canary: None, held: None, certificate, pages: None });
+            let live_one = Live { stable, canary: None, held: None, certificate, pages: None, halt: None };
+            live.insert(name.clone(), live_one);
             services.insert(name, service);
         }
         View { state: Arc::new(state_file::State { generation: 1, services }), live }

@@ -1,10 +1,14 @@
 //! What the agent says of itself: the view, its health and its operations, as the protocol's shapes.
 
+use std::num::NonZeroU32;
+
+use model::duration;
+use model::halt::HaltKind;
 use model::health;
 use model::policy_patch;
 use model::protocol::{
-    CanaryStatus, History, HistoryItem, OutcomeName, ReleaseStatus, SeatsStatus, ServiceState, ServiceStatus,
-    Slot, TargetStateName, TargetStatus,
+    CanaryStatus, HaltStatus, History, HistoryItem, OutcomeName, ReleaseStatus, SeatsStatus, ServiceState,
+    ServiceStatus, Slot, TargetStateName, TargetStatus,
 };
 use model::service::{Outcome, Release as Record, Service};
 
@@ -13,6 +17,7 @@ use super::monitor::Readings;
 use super::operations::Operations;
 use super::registry::View;
 use super::snapshots;
+use crate::halt::Halt;
 
 pub fn services(view: &View, readings: &Readings, operations: &Operations) -> Vec<ServiceStatus> {
     view.services().map(|(name, live)| service(name, live, readings, operations)).collect()
@@ -28,7 +33,12 @@ pub fn service(
     let states: Vec<_> = stable.targets.iter().map(|target| target.state).collect();
     let fallen = |one| snapshots::has_fallen(one, &|id| readings.standing(id));
     let degraded = health::is_degraded(&states) || live.canary.as_ref().is_some_and(fallen);
-    let state = if degraded { ServiceState::Degraded } else { ServiceState::Serving };
+    let state = match &service.halt {
+        Some(halt) if halt.is_pause() => ServiceState::Paused,
+        Some(_) => ServiceState::Stopped,
+        None if degraded => ServiceState::Degraded,
+        None => ServiceState::Serving,
+    };
     let canary = service.canary.as_ref().zip(live.canary.as_ref()).map(|(canary, activation)| CanaryStatus {
         release: release(activation, TargetStateName::Serving, readings),
         weight: canary.weight.to_string(),
@@ -46,6 +56,25 @@ pub fn service(
         held: live.held.as_ref().map(|held| release(held, TargetStateName::Held, readings)),
         operation: operations.running(&service.name),
         policy: policy_patch::from_policy(&service.policy),
+        halt: live.halt.as_ref().map(|halt| self::halt(halt)),
+    }
+}
+
+fn halt(halt: &Halt) -> HaltStatus {
+    let (max_pause, waiting_max) = match &halt.rule.kind {
+        HaltKind::Paused { max_pause, waiting_max } => {
+            (Some(duration::print(*max_pause)), waiting_max.map(NonZeroU32::get))
+        }
+        HaltKind::Stopped { .. } => (None, None),
+    };
+    HaltStatus {
+        actor: halt.rule.actor.clone(),
+        since_ms: halt.rule.since_ms,
+        waiting: halt.waiting() as u64,
+        max_pause,
+        waiting_max,
+        message: halt.rule.message().map(str::to_owned),
+        bypass: policy_patch::print_bypass(&halt.rule.bypass),
     }
 }
 

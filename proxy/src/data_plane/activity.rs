@@ -30,7 +30,7 @@ pub struct Activity {
     waiting_for_app: AtomicU64,
     /// Event streams among them: a client that stops sending has left.
     event_streams: AtomicU64,
-    /// Requests that wait for a seat: a client that stops sending has left, too.
+    /// Requests that wait for a seat, or for the end of a pause: a client that stops sending has left, too.
     queueing: AtomicU64,
     /// When the first byte of the next head came; `NEVER` before.
     head_began: AtomicU64,
@@ -53,6 +53,8 @@ pub struct Activity {
     cut: AtomicU64,
     /// 1: a request was answered before its body had been read.
     unread: AtomicU64,
+    /// 1: more has come than is read ahead, so that reading does not show whether the client leaves.
+    blind: AtomicU64,
 }
 
 /// How far a client has got with its answer, in bytes, as of the last large write.
@@ -105,6 +107,7 @@ impl Activity {
             unacknowledged: zero(),
             cut: zero(),
             unread: zero(),
+            blind: zero(),
         }
     }
 
@@ -147,6 +150,15 @@ impl Activity {
     /// would ever end, and one in line, whose place others wait for.
     pub fn leaves_with_its_input(&self) -> bool {
         get(&self.event_streams) > 0 || get(&self.queueing) > 0
+    }
+
+    pub fn is_blind(&self, blind: bool) {
+        set(&self.blind, u64::from(blind));
+    }
+
+    /// Whether only the socket itself can tell that the client leaves, and it matters.
+    pub fn has_to_ask_the_socket(&self) -> bool {
+        get(&self.blind) == 1 && self.leaves_with_its_input()
     }
 
     pub fn leave_unread(&self) {

@@ -10,6 +10,7 @@ use model::service::Concurrency;
 use tokio::time::{Instant, timeout};
 
 use super::exchange::Facts;
+use super::halt;
 use super::upstream::send::Route;
 use super::worker::Worker;
 use crate::release::{CannotJoin, InFlight, Queue, Release, Seat, Seats, Target, Turn, Waiting};
@@ -48,7 +49,7 @@ pub async fn enter_elsewhere(
     worker: &Worker,
     route: &Route<'_>,
     refused_by: InFlight,
-    refused: &[Arc<Target>],
+    mut refused: &[Arc<Target>],
     facts: &Facts,
 ) -> Result<Option<InFlight>, Reason> {
     let mut service = Arc::clone(route.service);
@@ -61,6 +62,13 @@ pub async fn enter_elsewhere(
                 return Ok(None);
             };
             service = newer;
+            // What was in flight when a pause began must not come to the app in the middle of it.
+            if let Some(halt) = service.halt.as_ref().filter(|_| !facts.known.borrow().bypassed) {
+                Box::pin(halt::wait(halt::hold(halt, facts)?, facts)).await?;
+                // Who refused before may have been started anew since.
+                refused = &[];
+                continue;
+            }
         }
         let slot = slot_of(&service, route.cohort).unwrap_or(&service.stable);
         let has_refused = |target: &Arc<Target>| refused.iter().any(|one| one.id == target.id);
@@ -171,7 +179,7 @@ impl InLine {
             known.unseated = Some(Arc::clone(&self.release.unseated));
             known.target = None;
         });
-        let left = concurrency.queue_timeout.saturating_sub(facts.queued());
+        let left = concurrency.queue_timeout.saturating_sub(facts.queued()).max(halt::patience_left(facts));
         let standing = Standing::new(facts);
         let seat = timeout(left, self.waiting.seat()).await;
         drop(standing);

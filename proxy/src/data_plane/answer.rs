@@ -12,12 +12,15 @@ use super::body::AnswerBody;
 /// Seconds after which a client may try again what failed for want of a target.
 const RETRY_AFTER_S: u32 = 5;
 
+/// The same while an operator has the service stopped: that takes minutes, not seconds.
+const STOPPED_RETRY_AFTER_S: u32 = 30;
+
 /// How an answer looks to people, and what it can say.
 #[derive(Default)]
 pub struct Page<'p> {
     /// `None`: a plain page.
     pub template: Option<&'p Template>,
-    /// From the operator, for this occasion.
+    /// Plain text from the operator, for this occasion.
     pub message: Option<&'p str>,
     pub request_id: &'p str,
 }
@@ -32,16 +35,18 @@ pub fn refuse(
     let status = StatusCode::from_u16(reason.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let title = status.canonical_reason().unwrap_or("Error");
     let (content_type, text) = if prefers_json(accept) {
-        let detail = if tell { format!(",\"reason\":\"{}\"", reason.code()) } else { String::new() };
-        let message = look.message.map(|text| format!(",\"message\":{}", serde_json::Value::from(text)));
-        let more = message.unwrap_or_default() + &detail;
-        ("application/json", format!("{{\"status\":{},\"error\":\"{title}\"{more}}}\n", status.as_u16()))
+        let mut detail = if tell { format!(",\"reason\":\"{}\"", reason.code()) } else { String::new() };
+        if let Some(message) = look.message {
+            detail.push_str(&format!(",\"message\":{}", serde_json::Value::from(message)));
+        }
+        ("application/json", format!("{{\"status\":{},\"error\":\"{title}\"{detail}}}\n", status.as_u16()))
     } else {
         let values = Values {
             message: look.message.unwrap_or_default(),
             status: status.as_u16(),
             request_id: look.request_id,
         };
+        let title = if reason == Reason::Stopped { "Down for maintenance" } else { title };
         let text = match look.template {
             Some(template) => template.render(&values),
             None => plain(status.as_u16(), title, look.message.unwrap_or_else(|| explain(reason))),
@@ -57,10 +62,22 @@ pub fn refuse(
         headers.insert("x-portcullis-reason", HeaderValue::from_static(reason.code()));
     }
     if matches!(status.as_u16(), 502..=504) {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+        let seconds = if reason == Reason::Stopped { STOPPED_RETRY_AFTER_S } else { RETRY_AFTER_S };
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     if closes(reason) {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// 200 without a body, for whoever asks whether anybody is there.
+pub fn healthy(reason: Reason, tell: bool) -> Response<AnswerBody> {
+    let mut response = Response::new(AnswerBody::empty());
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if tell {
+        headers.insert("x-portcullis-reason", HeaderValue::from_static(reason.code()));
     }
     response
 }
@@ -108,6 +125,10 @@ fn explain(reason: Reason) -> &'static str {
     match reason {
         Reason::UnknownHost | Reason::UnknownPath => "There is nothing at this address.",
         Reason::BodyTooLarge => "What you sent is too large.",
+        Reason::Stopped => "We are working on this application. Please try again later.",
+        Reason::PauseTimeout | Reason::PauseFull => {
+            "We are working on this application. Please try again shortly."
+        }
         _ => match reason.fault() {
             Fault::Client => "The server cannot answer this request as it was sent.",
             Fault::Upstream => "The application does not answer at the moment. Please try again shortly.",
@@ -119,6 +140,7 @@ fn explain(reason: Reason) -> &'static str {
 fn plain(status: u16, title: &str, text: &str) -> String {
     let mut escaped = String::new();
     page::escape(text, &mut escaped);
+    let escaped = escaped.replace('\n', "<br>");
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head><meta charset=\"utf-8\"><title>{status} {title}</title>\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
@@ -145,6 +167,30 @@ mod tests {
             assert_eq!(response.headers()["x-portcullis-reason"], "connect_failed");
             assert_eq!(response.headers()[header::RETRY_AFTER], "5");
         }
+    }
+
+    async fn text(response: Response<AnswerBody>) -> String {
+        let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
+        String::from_utf8(body.to_bytes().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_the_operator_says_is_text_and_nothing_else() {
+        let message = "Back at <b>noon</b> & \"not\" later.\nSorry!";
+        let said = |accept: Option<&'static str>| {
+            let accept = accept.map(HeaderValue::from_static);
+            let look = Page { message: Some(message), ..Page::default() };
+            refuse(Reason::Stopped, accept.as_ref(), true, &look)
+        };
+        assert_eq!(said(None).headers()[header::RETRY_AFTER], "30");
+        let page = text(said(None)).await;
+        let escaped = "<p>Back at &lt;b&gt;noon&lt;/b&gt; &amp; &#34;not&#34; later.<br>Sorry!</p>";
+        assert!(page.contains(escaped) && page.contains("Down for maintenance"), "{page}");
+        let json: serde_json::Value =
+            serde_json::from_str(&text(said(Some("application/json"))).await).unwrap();
+        assert_eq!((json["message"].as_str(), json["reason"].as_str()), (Some(message), Some("stopped")));
+        let plain = text(refuse(Reason::Stopped, None, true, &Page::default())).await;
+        assert!(plain.contains("We are working on this application."), "{plain}");
     }
 
     #[test]

@@ -98,7 +98,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for ClientIo<S> {
 
 impl<S: AsyncRead + Unpin> ClientIo<S> {
     /// While hyper waits for an answer it does not read, since a client may close its sending side and
-    /// still want the answer. That of an event stream may not, and neither may one in line for a seat.
+    /// still want the answer. That of an event stream may not, and neither may one that waits for a seat or
+    /// for the end of a pause.
     fn notice_leaving(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if self.activity.is_http2() || !self.activity.leaves_with_its_input() {
             return Ok(());
@@ -114,6 +115,7 @@ impl<S: AsyncRead + Unpin> ClientIo<S> {
                 Poll::Pending => break,
             }
         }
+        self.activity.is_blind(self.ahead.len() >= AHEAD_BYTES);
         Ok(())
     }
 }

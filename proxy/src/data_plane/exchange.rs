@@ -23,6 +23,7 @@ use super::layers::request_id::RequestId;
 use super::roster::Place;
 use super::worker::Worker;
 use crate::clock;
+use crate::halt::{Going, Halt};
 use crate::release::{Target, Ticket};
 use crate::snapshot::Service;
 use crate::telemetry::access_log::Line;
@@ -109,6 +110,14 @@ pub struct Known {
     pub response_fields: Box<[Vec<HeaderValue>]>,
     /// The service does not count requests for this path.
     pub uncounted: bool,
+    /// The last one that kept it waiting or refused it.
+    pub halt: Option<Arc<Halt>>,
+    /// Its turn to go on after a pause, until its answer begins.
+    pub going: Option<Going>,
+    /// Let through although its service is halted.
+    pub bypassed: bool,
+    /// Kept waiting by a pause, all waits together; `None` if it never was.
+    pub paused: Option<Duration>,
 }
 
 impl Facts {
@@ -131,6 +140,10 @@ impl Facts {
 
     pub fn is_head(&self) -> bool {
         self.is_head
+    }
+
+    pub fn has_body(&self) -> bool {
+        self.has_body
     }
 
     pub fn note(&self, change: impl FnOnce(&mut Known)) {
@@ -243,7 +256,12 @@ impl Facts {
             Some(CutShort::Target) => line.text("cut_short_by", b"target"),
             None => {}
         }
-        for (name, is_set) in [("retried", known.retried), ("overridden", known.overridden)] {
+        if let Some(paused) = known.paused {
+            line.millis("pause_ms", paused);
+        }
+        let flags =
+            [("retried", known.retried), ("overridden", known.overridden), ("bypassed", known.bypassed)];
+        for (name, is_set) in flags {
             if is_set {
                 line.flag(name);
             }

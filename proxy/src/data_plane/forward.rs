@@ -22,7 +22,9 @@ use super::answer;
 use super::body::{AnswerBody, EventStream, RequestBody, TargetBody};
 use super::exchange::{Exchange, Facts};
 use super::forwarded::Forwarded;
+use super::halt::{self, Passage};
 use super::headers;
+use super::health;
 use super::hygiene;
 use super::layers::request_id::RequestId;
 use super::upgrade::{Farewell, tunnel};
@@ -33,6 +35,7 @@ use super::upstream::send::{self, Route, Sent};
 use super::upstream::stream::Ahead;
 use super::upstream::upload::Upload;
 use crate::clock;
+use crate::halt::Waiter;
 use crate::release::InFlight;
 use crate::snapshot::{Service, Slot, Snapshot};
 
@@ -40,6 +43,11 @@ use crate::snapshot::{Service, Slot, Snapshot};
 pub async fn serve(exchange: Exchange) -> Response<AnswerBody> {
     let Exchange { body, facts } = exchange;
     let checked = hygiene::check(&mut facts.head.borrow_mut());
+    if let Some(path) = &facts.connection.worker.config.health_path
+        && let Some(response) = health::answer(path, checked, &facts)
+    {
+        return response;
+    }
     let answered = match checked {
         Ok(()) => route(body, &facts).await,
         Err(reason) => Err(reason),
@@ -57,9 +65,10 @@ pub async fn serve(exchange: Exchange) -> Response<AnswerBody> {
 /// Our own answer, on the page that the service has for it.
 pub fn refuse(reason: Reason, facts: &Facts) -> Response<AnswerBody> {
     let (head, known) = (facts.head.borrow(), facts.known.borrow());
+    let halt = known.halt.as_ref().filter(|_| reason == Reason::Stopped);
     let page = answer::Page {
         template: known.service.as_ref().and_then(|service| service.pages.as_ref()?.get(reason.status())),
-        message: None,
+        message: halt.and_then(|halt| halt.rule.message()),
         request_id: known.request_id.as_ref().map_or("", RequestId::as_str),
     };
     let accept = head.headers.get(header::ACCEPT);
@@ -85,6 +94,11 @@ async fn route(body: Incoming, facts: &Rc<Facts>) -> Result<Response<AnswerBody>
                 let keep_method = !matches!(facts.head.borrow().method, Method::GET | Method::HEAD);
                 return Ok(answer::redirect(&location, keep_method, reason, worker.config.reason_header));
             }
+            Decision::Healthy => return Ok(halt::healthy(facts)),
+            Decision::Pause(waiter) => {
+                Box::pin(halt::wait(waiter, facts)).await?;
+                continue;
+            }
             Decision::Forward(plan, in_flight) => (plan, Some(in_flight)),
             // Boxed, so that requests that need not wait are not larger for it.
             Decision::Wait(plan, line) => {
@@ -105,6 +119,10 @@ enum Decision {
     Forward(Plan, InFlight),
     /// As planned, once there is a seat.
     Wait(Plan, InLine),
+    /// A look at the health path of a service that is paused or stopped.
+    Healthy,
+    /// To be decided anew at the end of the pause.
+    Pause(Waiter),
 }
 
 /// Where a request goes.
@@ -140,6 +158,15 @@ fn decide(facts: &Facts, body_bytes: Option<u64>) -> Result<Decision, Reason> {
         {
             return Ok(Decision::Redirect(location, reason));
         }
+        let strip =
+            if service.policy.strip_path_prefix && !prefix.is_root() { prefix.as_str().len() } else { 0 };
+        if let Some(halt) = &service.halt {
+            match halt::judge(service, halt, (&head, strip), &forwarded, facts)? {
+                Passage::Through => {}
+                Passage::Healthy => return Ok(Decision::Healthy),
+                Passage::Wait(waiter) => return Ok(Decision::Pause(waiter)),
+            }
+        }
         let (slot, visitor_cookie, overridden) = choose_slot(&head.headers, service, &forwarded);
         facts.note(|known| {
             known.release = Some(Arc::clone(&slot.release.id));
@@ -151,7 +178,6 @@ fn decide(facts: &Facts, body_bytes: Option<u64>) -> Result<Decision, Reason> {
             facts.note(|known| known.unseated = Some(Arc::clone(&slot.release.unseated)));
             return Err(Reason::BodyTooLarge);
         }
-        let strip = if policy.strip_path_prefix && !prefix.is_root() { prefix.as_str().len() } else { 0 };
         note_uncounted(policy, &head.uri.path()[strip..], facts);
         let entrance = admit::enter(worker, slot, &policy.concurrency, facts)?;
         let (service, cohort) = (Arc::clone(service), slot.cohort);
@@ -255,7 +281,10 @@ async fn forward(
     let sent = send::send(worker, upload, &route, in_flight, facts).await;
     facts.set_waiting_for_app(false);
     let Sent { head, mut lease, in_flight } = sent?;
-    facts.note(|known| known.first_byte = Some(clock::now() - facts.arrived));
+    facts.note(|known| {
+        known.first_byte = Some(clock::now() - facts.arrived);
+        known.going = None;
+    });
 
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         let client = client_upgrade.ok_or(Reason::UpstreamProtocol)?;

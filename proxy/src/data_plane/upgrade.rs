@@ -63,20 +63,31 @@ async fn wait_for_end(
     shutdown: CancellationToken,
     shutdown_window: Duration,
 ) {
-    let until = {
-        let told = ending.wait_for(|ending| *ending != Ending::Serving);
+    loop {
+        let told = {
+            let told = ending.wait_for(|ending| *ending != Ending::Serving);
+            tokio::select! {
+                told = told => match told.map(|ending| *ending) {
+                    Ok(Ending::Draining { sockets_until }) => Some(sockets_until),
+                    Ok(Ending::Serving | Ending::Cut) | Err(_) => return,
+                },
+                () = shutdown.cancelled() => None,
+            }
+        };
+        let until = told.unwrap_or_else(|| Instant::now() + shutdown_window);
+        let moment = until.saturating_duration_since(Instant::now()).mul_f64(random_share());
+        // A drain may be called off, a shutdown may not.
+        let is_over = |ending: &Ending| match ending {
+            Ending::Cut => true,
+            Ending::Serving => told.is_some(),
+            Ending::Draining { .. } => false,
+        };
         tokio::select! {
-            told = told => match told.map(|ending| *ending) {
-                Ok(Ending::Draining { sockets_until }) => sockets_until,
-                Ok(Ending::Serving | Ending::Cut) | Err(_) => return,
+            () = tokio::time::sleep(moment) => return,
+            ended = ending.wait_for(is_over) => if !ended.is_ok_and(|ending| *ending == Ending::Serving) {
+                return;
             },
-            () = shutdown.cancelled() => Instant::now() + shutdown_window,
         }
-    };
-    let moment = until.saturating_duration_since(Instant::now()).mul_f64(random_share());
-    tokio::select! {
-        () = tokio::time::sleep(moment) => {}
-        _ = ending.wait_for(|ending| *ending == Ending::Cut) => {}
     }
 }
 
@@ -319,6 +330,23 @@ mod tests {
         let (carried, (got, message)) = tokio::join!(tunnel(client, target, farewell(seen)), talk);
         assert_eq!(got, [message.as_slice(), &SERVICE_RESTART].concat());
         assert_eq!(carried.to_client, message.len() as u64);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_that_is_called_off_spares_its_sockets_until_the_next_one() {
+        let (ending, seen) = watch::channel(Ending::Serving);
+        let mut farewell = farewell(seen);
+        let began = Instant::now();
+        let drain = |s| Ending::Draining { sockets_until: Instant::now() + Duration::from_secs(s) };
+        let orders = async {
+            ending.send_replace(drain(1_000_000));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            ending.send_replace(Ending::Serving);
+            tokio::time::sleep(Duration::from_secs(2_000_000)).await;
+            ending.send_replace(drain(10));
+        };
+        tokio::join!(farewell.wait(), orders);
+        assert_eq!(began.elapsed().as_secs() / 100, 20_000);
     }
 
     #[tokio::test(start_paused = true)]

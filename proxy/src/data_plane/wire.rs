@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -27,6 +28,13 @@ fn unacknowledged(socket: &TcpStream) -> u64 {
     };
     // Where it cannot be told, nobody has fallen behind.
     held.map_or(0, |bytes| u64::try_from(bytes).unwrap_or(0))
+}
+
+/// Whether the client has closed its sending side, or all of the connection, behind bytes that nobody reads yet.
+fn has_left(socket: &TcpStream) -> bool {
+    let mut asked = [PollFd::new(socket, PollFlags::RDHUP)];
+    // Errors and hang-ups are told unasked. Where it cannot be told, the client is still there.
+    poll(&mut asked, Some(&Timespec::default())).is_ok_and(|some| some > 0)
 }
 
 pub struct Wire {
@@ -94,6 +102,9 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.activity.has_to_ask_the_socket() && has_left(&self.socket) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
         Pin::new(&mut self.socket).poll_flush(cx)
     }
 

@@ -36,6 +36,8 @@ pub struct Worker {
     pub shutdown: CancellationToken,
     /// Says the same at the price of a load. Set before `shutdown` wakes anybody.
     pub is_stopping: Cell<bool>,
+    /// The end has been announced, and this VM should get no new work. Set before `is_stopping`.
+    pub is_leaving: Cell<bool>,
     /// For redirects; `None` without an HTTPS listener.
     pub https_port: Option<u16>,
     pub tls: Arc<rustls::ServerConfig>,
@@ -75,6 +77,7 @@ impl Worker {
             // One of its own: polling it takes a lock, which the workers must not share.
             shutdown: CancellationToken::new(),
             is_stopping: Cell::new(false),
+            is_leaving: Cell::new(false),
             https_port: setup.https_port,
             abandoned: TaskTracker::new(),
             epoch: Instant::now(),
@@ -109,6 +112,9 @@ pub fn run(index: usize, setup: Setup, sockets: Vec<Listening>) -> std::io::Resu
             worker.tasks.spawn_local(listener::accept(Rc::clone(&worker), socket));
         }
         shutdown.cancelled().await;
+        worker.is_leaving.set(true);
+        // Balancers look only now and then, and go on sending until they have seen it.
+        tokio::time::sleep(worker.config.shutdown_delay).await;
         worker.is_stopping.set(true);
         worker.shutdown.cancel();
         worker.tasks.close();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use model::canary::Cohort;
+use model::halt::HaltKind;
 use model::name::PathPrefix;
 use model::route::RouteTable;
 use model::service::{Policy, Timeouts};
@@ -15,6 +16,7 @@ use super::admission::Admission;
 use super::listener::{Listening, listen};
 use super::worker::{self, Setup};
 use crate::config::{Config, Flags, Listen};
+use crate::halt::Halt;
 use crate::release::{Endpoint, Release, Target};
 use crate::snapshot::{LogFields, Published, Service, Slot, Snapshot};
 use crate::telemetry::access_log::{self, Destination};
@@ -23,6 +25,7 @@ use crate::telemetry::metrics::{Metrics, TargetStats};
 struct Proxy {
     address: SocketAddr,
     release: Arc<Release>,
+    published: Published,
     shutdown: CancellationToken,
     thread: Option<std::thread::JoinHandle<std::io::Result<()>>>,
 }
@@ -33,25 +36,9 @@ impl Proxy {
     }
 
     fn with_timeouts(target: SocketAddr, timeouts: Timeouts) -> Self {
-        let stats = Arc::new(TargetStats::new(1));
-        let target = Target::new(&target.to_string(), Endpoint::Tcp(target), stats, 1);
-        let release = Release::new("r1", vec![Arc::clone(&target)]);
-        let slot =
-            Slot { cohort: Cohort::Stable, release: Arc::clone(&release), targets: Box::new([target]) };
-        let policy = Policy { timeouts, ..Policy::default() };
-        let service = Service {
-            name: "shop".into(),
-            policy,
-            redirect_to_https: false,
-            stable: slot,
-            canary: None,
-            pages: None,
-            log_fields: LogFields::default(),
-        };
-        let mut routes = RouteTable::default();
-        assert!(routes.bind(&[], &[PathPrefix::root()], &Arc::new(service)).is_ok());
+        let release = release(target);
         let published = Published::default();
-        published.publish(Snapshot { generation: 1, routes, ..Snapshot::default() });
+        publish(&published, &release, timeouts, None);
 
         let flags = Flags {
             http: Some(Listen::On(([127, 0, 0, 1], 0).into())),
@@ -66,7 +53,7 @@ impl Proxy {
         let admission = Admission::new(&config.limits, 1, Arc::clone(&metrics));
         let setup = Setup {
             config,
-            published,
+            published: published.clone(),
             metrics,
             log,
             shutdown: shutdown.clone(),
@@ -76,7 +63,7 @@ impl Proxy {
         let (address, mut sockets) = listen(([127, 0, 0, 1], 0).into(), 1).unwrap();
         let socket = Listening { socket: sockets.remove(0), tls: false };
         let thread = Some(std::thread::spawn(move || worker::run(0, setup, vec![socket])));
-        Self { address, release, shutdown, thread }
+        Self { address, release, published, shutdown, thread }
     }
 
     /// The client may have its answer before the worker has let go of the request.
@@ -93,6 +80,30 @@ impl Proxy {
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         stream
     }
+}
+
+fn release(target: SocketAddr) -> Arc<Release> {
+    let stats = Arc::new(TargetStats::new(1));
+    Release::new("r1", vec![Target::new(&target.to_string(), Endpoint::Tcp(target), stats, 1)])
+}
+
+/// From now on `release` is the whole of the service `shop`.
+fn publish(published: &Published, release: &Arc<Release>, timeouts: Timeouts, halt: Option<&Arc<Halt>>) {
+    let targets = release.targets.clone();
+    let service = Arc::new(Service {
+        name: "shop".into(),
+        policy: Policy { timeouts, ..Policy::default() },
+        redirect_to_https: false,
+        stable: Slot { cohort: Cohort::Stable, release: Arc::clone(release), targets },
+        canary: None,
+        halt: halt.cloned(),
+        pages: None,
+        log_fields: LogFields::default(),
+    });
+    let mut routes = RouteTable::default();
+    assert!(routes.bind(&[], &[PathPrefix::root()], &service).is_ok());
+    let services = [(Arc::clone(&service.name), service)].into();
+    published.publish(Snapshot { generation: 1, routes, services, ..Snapshot::default() });
 }
 
 impl Drop for Proxy {
@@ -197,6 +208,55 @@ fn a_refused_target_is_a_502_with_its_reason() {
     let head = read_head(&mut client).unwrap();
     assert!(head.starts_with("HTTP/1.1 502"), "{head}");
     assert!(head.contains("x-portcullis-reason: connect_failed"), "{head}");
+}
+
+/// A listener that takes no connection, and those that fill its backlog.
+fn unreachable_target() -> (SocketAddr, Vec<TcpStream>, socket2::Socket) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.listen(0).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+        waiting.push(stream);
+    }
+    (address, waiting, socket)
+}
+
+#[test]
+fn a_request_that_finds_no_target_does_not_slip_into_a_pause() {
+    let (address, _waiting, _socket) = unreachable_target();
+    let timeouts = Timeouts { connect: Duration::from_millis(500), ..Timeouts::default() };
+    let proxy = Proxy::with_timeouts(address, timeouts.clone());
+    let mut client = proxy.connect();
+    write!(client, "GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n").unwrap();
+    until(|| proxy.release.in_flight().requests == 1);
+
+    let halt = Halt::new(model::halt::Halt {
+        kind: HaltKind::Paused { max_pause: Duration::from_secs(60), waiting_max: None },
+        bypass: model::canary::Overrides::default(),
+        actor: "ann".into(),
+        since_ms: 0,
+    });
+    let next = release(target(|_| b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec()));
+    publish(&proxy.published, &next, timeouts.clone(), Some(&halt));
+    proxy.release.close();
+    proxy.waits_until_idle();
+    until(|| halt.waiting() == 1);
+    assert_eq!(next.in_flight().total(), 0, "the app is left alone");
+
+    publish(&proxy.published, &next, timeouts, None);
+    halt.lift();
+    let (head, body) = read_answer(&mut client, 2);
+    assert!(head.starts_with("HTTP/1.1 200") && body == "ok", "{head}");
+}
+
+fn until(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "it does not come true");
+        std::thread::yield_now();
+    }
 }
 
 #[test]

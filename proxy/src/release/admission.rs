@@ -100,6 +100,14 @@ pub struct Ticket {
 
 static NEXT_TICKET: AtomicU64 = AtomicU64::new(1);
 
+impl Ticket {
+    /// Of somebody who waits elsewhere before joining a line, behind all who have come so far.
+    pub fn draw() -> Self {
+        let id = NEXT_TICKET.fetch_add(1, Ordering::Relaxed);
+        Self { order: id, id }
+    }
+}
+
 /// Where in a line somebody joins it.
 pub enum Turn<'s> {
     /// Behind all who are there.

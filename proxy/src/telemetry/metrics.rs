@@ -138,12 +138,22 @@ impl TargetStats {
         }
     }
 
+    /// Without those for whom the release was not to blame in any way: whoever meets a service that is stopped says
+    /// nothing about what would have served them.
     pub fn totals(&self) -> Totals {
-        let all = |cell: &Cell| cell.app.iter().chain(&cell.own).map(Count::get).sum::<u64>();
+        let own = |cell: &Cell| {
+            let counted = Reason::ALL.iter().filter(|reason| reason.fault() != Fault::Nobody);
+            counted.map(|reason| cell.own[reason.index()].get()).sum::<u64>()
+        };
+        let all = |cell: &Cell| cell.app.iter().map(Count::get).sum::<u64>() + own(cell);
         Totals {
             requests: self.cells.iter().map(all).sum(),
             gateway_errors: self.sum(|cell| &cell.gateway_errors),
         }
+    }
+
+    fn has_counted(&self) -> bool {
+        self.cells.iter().any(|cell| cell.app.iter().chain(&cell.own).any(|count| count.get() > 0))
     }
 
     fn sum(&self, of: impl Fn(&Cell) -> &Count) -> u64 {
@@ -180,6 +190,15 @@ pub struct Gauges {
     pub in_flight: Vec<(Labels, u64, u64)>,
     /// By release, without a target: requests that wait for a seat.
     pub waiting: Vec<(Labels, u64)>,
+    /// Services that are paused or stopped.
+    pub halted: Vec<Halted>,
+}
+
+pub struct Halted {
+    pub service: Arc<str>,
+    pub is_pause: bool,
+    /// Requests that wait for the end of the pause.
+    pub waiting: u64,
 }
 
 /// Every series of the process.
@@ -274,9 +293,7 @@ impl Collector for Scrape {
             target: nowhere,
         };
         // Services where nobody ever waited in vain need no such series.
-        series.retain(|(labels, stats)| {
-            &*labels.target != Labels::NO_TARGET || stats.totals() != Totals::default()
-        });
+        series.retain(|(labels, stats)| &*labels.target != Labels::NO_TARGET || stats.has_counted());
         series.insert(0, (unrouted, Arc::clone(&self.0.unrouted)));
 
         encode_requests(&mut encoder, &series)?;
@@ -370,7 +387,24 @@ fn encode_gauges(encoder: &mut DescriptorEncoder<'_>, gauges: &Gauges) -> fmt::R
     let sockets = gauges.in_flight.iter().map(|(labels, _, sockets)| (labels, *sockets));
     encode_gauge(encoder, "sockets", "WebSockets and event streams of the target", sockets)?;
     let waiting = gauges.waiting.iter().map(|(labels, waiting)| (labels, *waiting));
-    encode_gauge(encoder, "waiting", "Requests that wait for a seat of one of the targets", waiting)
+    encode_gauge(encoder, "waiting", "Requests that wait for a seat of one of the targets", waiting)?;
+    encode_halted(encoder, &gauges.halted)
+}
+
+fn encode_halted(encoder: &mut DescriptorEncoder<'_>, halted: &[Halted]) -> fmt::Result {
+    let help = "1 for each service that is paused or stopped";
+    let mut metric = encoder.encode_descriptor("halted", help, None, MetricType::Gauge)?;
+    for one in halted {
+        let state = if one.is_pause { "paused" } else { "stopped" };
+        metric.encode_family(&[("service", &*one.service), ("state", state)])?.encode_gauge(&1i64)?;
+    }
+    let help = "Requests that wait for the end of a pause";
+    let mut metric = encoder.encode_descriptor("paused_requests", help, None, MetricType::Gauge)?;
+    for one in halted.iter().filter(|one| one.is_pause) {
+        let waiting = i64::try_from(one.waiting).unwrap_or(i64::MAX);
+        metric.encode_family(&[("service", &*one.service)])?.encode_gauge(&waiting)?;
+    }
+    Ok(())
 }
 
 fn encode_gauge<'l>(
@@ -431,14 +465,24 @@ mod tests {
             Observation { status: 502, reason: Some(Reason::ConnectFailed), ..Observation::default() };
         stats.record(1, &refused);
         assert_eq!(stats.totals(), Totals { requests: 3, gateway_errors: 1 });
+        let stopped = Observation { status: 503, reason: Some(Reason::Stopped), ..Observation::default() };
+        let nobody = Labels { target: Labels::NO_TARGET.into(), ..labels.clone() };
+        metrics.target(&nobody).record(0, &stopped);
+        assert_eq!(metrics.target(&nobody).totals(), Totals::default(), "no release is judged by a stop");
 
         metrics.connections().count_refused(Refused::Client);
         metrics.connections().count_closed(Closed::Memory);
         metrics.connections().count_closed(Closed::Memory);
         metrics.connections().workers[1].held_bytes.store(7, Ordering::Relaxed);
 
-        let nobody = Labels { target: Labels::NO_TARGET.into(), ..labels.clone() };
-        let text = metrics.render(Gauges { in_flight: vec![(labels, 3, 1)], waiting: vec![(nobody, 7)] });
+        let halted = [("shop", true, 5), ("docs", false, 0)];
+        let halted =
+            halted.map(|(service, is_pause, waiting)| Halted { service: service.into(), is_pause, waiting });
+        let text = metrics.render(Gauges {
+            in_flight: vec![(labels, 3, 1)],
+            waiting: vec![(nobody, 7)],
+            halted: halted.into(),
+        });
         let of = r#"service="shop",release="r1",cohort="stable",target="127.0.0.1:1""#;
         for line in [
             format!("portcullis_requests_total{{{of},code=\"2xx\"}} 2"),
@@ -451,6 +495,11 @@ mod tests {
             "portcullis_connections_refused_total{reason=\"client\"} 1".to_owned(),
             "portcullis_connections_closed_total{reason=\"memory\"} 2".to_owned(),
             "portcullis_held_bytes 7".to_owned(),
+            r#"portcullis_own_answers_total{service="shop",release="r1",cohort="stable",target="",reason="stopped"} 1"#
+                .to_owned(),
+            r#"portcullis_halted{service="shop",state="paused"} 1"#.to_owned(),
+            r#"portcullis_halted{service="docs",state="stopped"} 1"#.to_owned(),
+            r#"portcullis_paused_requests{service="shop"} 5"#.to_owned(),
         ] {
             assert!(text.contains(&line), "{line} is not in\n{text}");
         }

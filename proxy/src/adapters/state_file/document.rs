@@ -1,8 +1,12 @@
 //! The JSON of the state file. Its structs are its own, so that refactoring the model never changes a file.
 
+use std::num::NonZeroU32;
+
+use model::duration;
+use model::halt::{self, Halt, HaltKind, Order};
 use model::name::{ReleaseId, ServiceName};
 use model::policy_patch;
-use model::protocol::{OverridesBody, PolicyPatch, Problem};
+use model::protocol::{BypassBody, OverridesBody, PauseRequest, PolicyPatch, Problem, StopRequest};
 use model::service::{Canary, HISTORY_MAX, HistoryEntry, Outcome, Policy, Release, Service};
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +49,8 @@ struct ServiceDocument {
     /// Newest first.
     history: Vec<HistoryDocument>,
     next_number: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    halt: Option<HaltDocument>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -83,6 +89,22 @@ enum OutcomeDocument {
     Reverted,
     Aborted,
     Promoted,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HaltDocument {
+    kind: HaltKindDocument,
+    bypass: BypassBody,
+    actor: String,
+    since_ms: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum HaltKindDocument {
+    Paused { max_pause: String, waiting_max: Option<u32> },
+    Stopped { message: Option<String> },
 }
 
 pub(super) fn print(state: &State) -> String {
@@ -133,7 +155,35 @@ fn print_service(service: &Service) -> ServiceDocument {
         held: service.held.as_ref().map(print_release),
         history: history.collect(),
         next_number: service.next_number,
+        halt: service.halt.as_ref().map(print_halt),
     }
+}
+
+fn print_halt(halt: &Halt) -> HaltDocument {
+    let kind = match &halt.kind {
+        HaltKind::Paused { max_pause, waiting_max } => HaltKindDocument::Paused {
+            max_pause: duration::print(*max_pause),
+            waiting_max: waiting_max.map(NonZeroU32::get),
+        },
+        HaltKind::Stopped { message } => HaltKindDocument::Stopped { message: message.clone() },
+    };
+    let bypass = policy_patch::print_bypass(&halt.bypass);
+    HaltDocument { kind, bypass, actor: halt.actor.clone(), since_ms: halt.since_ms }
+}
+
+/// As an order of the same content is parsed.
+fn parse_halt(document: HaltDocument) -> Result<Halt, Problem> {
+    let HaltDocument { kind, bypass, actor, since_ms } = document;
+    let Order { kind, bypass, .. } = match kind {
+        HaltKindDocument::Paused { max_pause, waiting_max } => {
+            let max_pause = Some(max_pause);
+            halt::parse_pause(&PauseRequest { max_pause, waiting_max, bypass, drain_timeout: None })?
+        }
+        HaltKindDocument::Stopped { message } => {
+            halt::parse_stop(&StopRequest { message, bypass, drain_timeout: None })?
+        }
+    };
+    Ok(Halt { kind, bypass, actor, since_ms })
 }
 
 fn print_release(release: &Release) -> ReleaseDocument {
@@ -176,6 +226,7 @@ fn parse_service(document: ServiceDocument) -> Result<Service, DocumentError> {
         held: document.held.map(release).transpose()?,
         history: history.collect::<Result<_, DocumentError>>()?,
         next_number: document.next_number,
+        halt: document.halt.map(parse_halt).transpose().map_err(problem)?,
     })
 }
 
@@ -245,6 +296,28 @@ mod tests {
     }
 
     prop_compose! {
+        fn halts()(
+            is_pause in any::<bool>(),
+            seconds in 1u64..=86_400,
+            waiting_max in proptest::option::of(1u32..=100_000),
+            message in proptest::option::of("[a-z]([a-z\n]{0,8}[a-z])?"),
+            actor in "\\PC{0,12}",
+            since_ms in any::<u64>(),
+        ) -> Halt {
+            let kind = match is_pause {
+                true => HaltKind::Paused {
+                    max_pause: std::time::Duration::from_secs(seconds),
+                    waiting_max: waiting_max.and_then(NonZeroU32::new),
+                },
+                false => HaltKind::Stopped { message },
+            };
+            let networks = vec!["10.0.0.0/8".into()];
+            let bypass = policy_patch::parse_bypass(&BypassBody { networks, ..BypassBody::default() });
+            Halt { kind, bypass: bypass.unwrap(), actor, since_ms }
+        }
+    }
+
+    prop_compose! {
         fn entries()(
             release in releases(),
             outcome in 0usize..6,
@@ -268,17 +341,30 @@ mod tests {
                     proptest::option::of(canaries()),
                     proptest::option::of(releases()),
                     proptest::collection::vec(entries(), 0..4),
+                    proptest::option::of(halts()),
                 ),
                 0..4,
             ),
         ) -> State {
-            let services = services.into_iter().map(|(name, (stable, canary, held, history))| {
+            let services = services.into_iter().map(|(name, (stable, canary, held, history, halt))| {
                 let name: ServiceName = name.parse().unwrap();
                 let service = Service::new(name.clone(), Policy::default(), stable);
-                (name, Service { canary, held, history, ..service })
+                (name, Service { canary, held, history, halt, ..service })
             });
             State { generation, services: services.collect() }
         }
+    }
+
+    #[test]
+    fn a_file_from_before_there_were_halts_is_read() {
+        let name: ServiceName = "shop".parse().unwrap();
+        let targets = vec!["127.0.0.1:3000".parse().unwrap()];
+        let stable = Release { id: ReleaseId::numbered(1), targets, created_ms: 0 };
+        let service = Service::new(name.clone(), Policy::default(), stable);
+        let state = State { generation: 1, services: [(name, service)].into() };
+        let text = print(&state);
+        assert!(!text.contains("halt"), "and the other way round, as long as nothing is halted: {text}");
+        assert_eq!(parse(text.as_bytes()).unwrap(), state);
     }
 
     proptest! {

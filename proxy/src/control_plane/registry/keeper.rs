@@ -129,6 +129,7 @@ impl Keeper {
         let replaced = activations::replaced(live_of(&before).as_ref(), live_of(&after).as_ref());
         // Only now: whoever is refused entry must find the snapshot that leads elsewhere.
         replaced.closed.iter().for_each(|release| release.close());
+        lift(&before, &after);
         self.audit(&commit, at_ms);
         let generation = self.current.state.generation;
         Ok(Committed { generation, at_ms, before, after, replaced: replaced.drained })
@@ -143,6 +144,10 @@ impl Keeper {
             Problem::new(ProblemCode::Internal, message)
         })?;
         let known = before.and_then(|live| live.certificate.clone());
+        live.halt = Live::halt(before, service.halt.as_ref());
+        if matches!(commit.change, Change::Halt { .. }) && before.is_none_or(|live| live.halt.is_none()) {
+            live.renew();
+        }
         live.certificate =
             certificates::current(service, commit.certificate.clone().into_iter().chain(known)).await;
         let known = before.and_then(|live| live.pages.clone());
@@ -299,6 +304,16 @@ impl Keeper {
         self.parts.factory.metrics.retain(|labels: &Labels| {
             wanted.contains(&(&*labels.service, &*labels.release)) || is_busy(&labels.service)
         });
+    }
+}
+
+/// Wakes those who wait for the end of a halt that is over.
+fn lift(before: &Option<(Service, Live)>, after: &Option<(Service, Live)>) {
+    let of = |side: &'_ Option<(Service, Live)>| side.as_ref().and_then(|(_, live)| live.halt.clone());
+    if let Some(halt) = of(before)
+        && of(after).is_none_or(|now| !Arc::ptr_eq(&now, &halt))
+    {
+        halt.lift();
     }
 }
 

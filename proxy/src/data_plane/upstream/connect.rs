@@ -28,7 +28,7 @@ pub async fn connect(
 ) -> Result<Lease, ConnectError> {
     let opening = open(&target.endpoint);
     let stream = timeout(limit, opening).await.map_err(|_| ConnectError::Timeout(limit))?;
-    Ok(pool.adopt(target.id, stream.map_err(ConnectError::Io)?, release.ending()))
+    Ok(pool.adopt(target.pool, stream.map_err(ConnectError::Io)?, release.ending()))
 }
 
 async fn open(endpoint: &Endpoint) -> io::Result<Stream> {

@@ -51,7 +51,7 @@ pub async fn send(
     let mut fresh_only = false;
     loop {
         let timing = Timing::new(&in_flight, facts);
-        let pooled = if fresh_only { None } else { worker.pool.take(in_flight.target().id) };
+        let pooled = if fresh_only { None } else { worker.pool.take(in_flight.target().pool) };
         let lease = match pooled {
             Some(lease) => lease,
             None => match open(worker, &in_flight, &route.service.policy.timeouts, facts).await {
