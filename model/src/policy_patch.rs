@@ -26,6 +26,7 @@ pub fn apply(patch: &PolicyPatch, mut policy: Policy) -> Result<Policy, Problem>
     apply_timeouts(patch, &mut policy)?;
     apply_concurrency(patch, &mut policy.concurrency)?;
     apply_visitor(patch, &mut policy)?;
+    apply_client(patch, &mut policy)?;
     Ok(policy)
 }
 
@@ -66,6 +67,8 @@ pub fn from_policy(policy: &Policy) -> PolicyPatch {
         visitor_header: Some(policy.visitor.header.clone().unwrap_or_default()),
         visitor_cookie: Some(policy.visitor.cookie.clone().unwrap_or_default()),
         visitor_set_cookie: Some(policy.visitor.set_cookie),
+        forward_headers: Some(policy.forward_headers),
+        client_ip_header: Some(optional(policy.client_ip_header.as_ref())),
     }
 }
 
@@ -262,8 +265,16 @@ fn apply_visitor(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Problem
     Ok(())
 }
 
+fn apply_client(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Problem> {
+    set(&mut policy.forward_headers, patch.forward_headers);
+    if let Some(text) = &patch.client_ip_header {
+        policy.client_ip_header = removable("client_ip_header", text)?;
+    }
+    Ok(())
+}
+
 /// A token of RFC 9110 §5.6.2: the name of a header or cookie.
-fn is_token(name: &str) -> bool {
+pub(crate) fn is_token(name: &str) -> bool {
     let mark = |b: u8| b"!#$%&'*+-.^_`|~".contains(&b);
     (1..=256).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || mark(b))
 }
@@ -355,6 +366,7 @@ mod tests {
             (|p| p.slow_start = Some("soon".into()), "slow_start"),
             (|p| p.visitor_header = Some("x user".into()), "visitor_header"),
             (|p| p.visitor_cookie = Some("a=b".into()), "visitor_cookie"),
+            (|p| p.client_ip_header = Some("X-Forwarded-For".into()), "client_ip_header"),
         ];
         for (set, field) in rows {
             let mut patch = PolicyPatch { hosts: Some(vec!["shop.test".into()]), ..PolicyPatch::default() };
@@ -448,6 +460,8 @@ mod tests {
                 visitor_header: Some(token.clone()),
                 visitor_cookie: Some(token),
                 visitor_set_cookie: Some(flags[3]),
+                forward_headers: Some(flags[0] != flags[2]),
+                client_ip_header: Some(if flags[3] { "CF-Connecting-IP".into() } else { String::new() }),
             }
         }
     }

@@ -104,6 +104,12 @@ pub struct PolicyPatch {
     /// Whether Portcullis sets a cookie of its own while a canary runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub visitor_set_cookie: Option<bool>,
+    /// Whether peers in private networks speak for their clients too, not only `trusted_proxies`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forward_headers: Option<bool>,
+    /// Request header in which trusted proxies name the client; an empty text means the process's own setting.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_ip_header: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

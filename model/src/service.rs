@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::canary::{Overrides, VisitorSource};
+use crate::forwarded::ClientIpHeader;
 use crate::name::{HostName, HostPattern, PathPrefix, ReleaseId, ServiceName, TargetAddress};
 use crate::weight::Weight;
 
@@ -30,6 +31,10 @@ pub struct Policy {
     /// `Policy::UNLIMITED`: any length.
     pub request_body_bytes_max: u64,
     pub visitor: VisitorSource,
+    /// Peers in private networks speak for their clients too, not only the process's trusted proxies.
+    pub forward_headers: bool,
+    /// Where trusted proxies name the client; `None`: as the process is told.
+    pub client_ip_header: Option<ClientIpHeader>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +130,8 @@ impl Default for Policy {
             concurrency: Concurrency::default(),
             request_body_bytes_max: 1 << 30,
             visitor: VisitorSource::default(),
+            forward_headers: false,
+            client_ip_header: None,
         }
     }
 }

@@ -26,7 +26,7 @@ pub(crate) fn request(arguments: &DeployArgs) -> DeployRequest {
 
 /// A flag that was not given stays `None`: the service keeps its setting.
 fn policy(arguments: &DeployArgs) -> PolicyPatch {
-    let DeployArgs { routing, tls, gate, timeouts, concurrency, visitors, .. } = arguments;
+    let DeployArgs { routing, tls, gate, timeouts, concurrency, visitors, client, .. } = arguments;
     PolicyPatch {
         hosts: routing.hosts.as_deref().map(given),
         path_prefixes: routing.path_prefixes.as_deref().map(texts),
@@ -56,6 +56,8 @@ fn policy(arguments: &DeployArgs) -> PolicyPatch {
         visitor_header: text(visitors.visitor_header.as_ref()),
         visitor_cookie: text(visitors.visitor_cookie.as_ref()),
         visitor_set_cookie: visitors.visitor_set_cookie,
+        forward_headers: client.forward_headers,
+        client_ip_header: text(client.client_ip_header.as_ref()),
     }
 }
 
