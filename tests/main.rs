@@ -12,5 +12,6 @@ mod protection;
 mod proxying;
 mod rollback;
 mod shutdown;
+mod spoofing;
 mod state;
 mod tls;
