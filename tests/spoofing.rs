@@ -7,7 +7,7 @@
 use std::io::Write;
 use std::net::IpAddr;
 
-use harness::{App, Ask, Puma, Raw, Received, Recorder, World, eventually};
+use harness::{App, Ask, Puma, Raw, Received, Recorder, Socket, World, eventually};
 
 const STRANGER: [u8; 4] = [127, 0, 0, 1];
 const PROXY: [u8; 4] = [127, 0, 0, 2];
@@ -221,6 +221,48 @@ fn strangers_cannot_say_who_they_are() {
 }
 
 #[test]
+fn the_scheme_is_the_connections() {
+    let mut house = House::new(CONFIG, &[]);
+    for (from, claimed, transport) in [
+        (STRANGER, "https", Transport::Http2),
+        (STRANGER, "http", Transport::Tls2),
+        (PROXY, "https", Transport::Http2),
+    ] {
+        house.cases += 1;
+        house.recorder.forget();
+        let ask = transport.carry(Ask::get("shop.test", "/").from(from.into())).claiming(claimed);
+        assert_eq!(ask.at(house.address(transport)).status, 200);
+        let client = IpAddr::from(from).to_string();
+        assert_eq!(Told::of(&house.recorder.request(1)), house.truth(&client, transport), "{claimed}");
+    }
+    house.cases += 1;
+    house.recorder.forget();
+    let absolute = "GET https://shop.test/ HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
+    let answer = Raw::connect(house.world.http()).send(absolute).read_to_end();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(Told::of(&house.recorder.request(1)), house.truth("127.0.0.1", Transport::Http1));
+}
+
+#[test]
+fn a_websocket_on_a_stream_of_http2_tells_the_truth_too() {
+    let recorder = Recorder::scripted(|seen, stream| {
+        let answer: &[u8] = match seen.values("upgrade")[..] {
+            [] => b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+            _ => b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+        };
+        drop(stream.write_all(answer));
+    });
+    let world = World::with_config(CONFIG);
+    world.deploy(&recorder.target());
+    let _socket = Socket::open_over_http2(world.http(), "shop.test", "/cable", &FORGERIES);
+    let told = Told::of(&recorder.request(1));
+    assert_eq!(
+        (told.client.as_str(), told.proto.as_str(), told.host.as_str()),
+        ("127.0.0.1", "http", "shop.test")
+    );
+}
+
+#[test]
 fn trailers_say_nothing_about_who_asks() {
     let mut house = House::new(CONFIG, &[]);
     for from in [STRANGER, PROXY] {
@@ -391,8 +433,15 @@ fn a_balancer_says_for_whom_it_connects() {
         }
     }
     assert_eq!(house.refused(), 0);
-    let line = house.world.daemon.access_log().into_iter().rev().find(|line| line["path"] == "/");
-    assert_eq!(line.expect("requests are logged")["client"], "203.0.113.9");
+    eventually("the log tells clients from those who bring them", || {
+        let log = house.world.daemon.access_log();
+        let has = |peer: Option<&str>| {
+            log.iter().any(|line| {
+                line["client"] == "203.0.113.9" && line.get("peer").and_then(|at| at.as_str()) == peer
+            })
+        };
+        if has(None) && has(Some("104.16.0.1")) { Ok(()) } else { Err(format!("{log:#?}")) }
+    });
 }
 
 #[test]

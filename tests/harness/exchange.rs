@@ -32,6 +32,8 @@ pub struct Ask {
     server_name: Option<String>,
     from: Option<IpAddr>,
     preamble: Bytes,
+    /// What HTTP/2 claims, if it is not the truth.
+    scheme: Option<&'static str>,
 }
 
 /// A request under way, which can be given up.
@@ -81,7 +83,14 @@ impl Ask {
             server_name: None,
             from: None,
             preamble: Bytes::new(),
+            scheme: None,
         }
+    }
+
+    /// Over HTTP/2, with this `:scheme`.
+    pub fn claiming(mut self, scheme: &'static str) -> Self {
+        self.scheme = Some(scheme);
+        self.h2()
     }
 
     /// From this address of loopback.
@@ -232,7 +241,7 @@ impl Ask {
     }
 
     fn request(&self, h2: bool) -> Result<Request<Full<Bytes>>, String> {
-        let scheme = if self.tls { "https" } else { "http" };
+        let scheme = self.scheme.unwrap_or(if self.tls { "https" } else { "http" });
         let mut request = Request::builder().method(self.method.clone());
         request = if h2 {
             request.uri(format!("{scheme}://{}{}", self.host, self.path))
