@@ -14,5 +14,6 @@ mod protection;
 mod proxying;
 mod rollback;
 mod shutdown;
+mod spoofing;
 mod state;
 mod tls;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use model::forwarded::ClientIpHeader;
 use model::name::{HostName, HostPattern, PathPrefix, ReleaseId, ServiceName, TargetAddress};
 use model::weight::Weight;
 
@@ -290,6 +291,8 @@ pub(crate) struct DeployArgs {
     pub(crate) pages: PageArgs,
     #[command(flatten)]
     pub(crate) recording: RecordingArgs,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
 }
 
 #[derive(Debug, Args)]
@@ -448,6 +451,19 @@ pub(crate) struct RecordingArgs {
     /// Path, as the app sees it, whose requests are not counted in the metrics; repeatable, commas [at first: none]
     #[arg(long = "exclude-metrics-path", value_delimiter = ',', value_name = "PATH")]
     pub(crate) exclude_metrics_paths: Option<Vec<Clearable<ProbePath>>>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Who the client is")]
+pub(crate) struct ClientArgs {
+    /// Believe X-Forwarded-* of peers in private networks too, not only of the agent's trusted_proxies
+    /// [at first: false]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) forward_headers: Option<bool>,
+    /// Request header in which trusted proxies name the client, such as CF-Connecting-IP [at first: as the
+    /// agent's configuration says]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) client_ip_header: Option<Clearable<ClientIpHeader>>,
 }
 
 #[derive(Debug, Args)]

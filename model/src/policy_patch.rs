@@ -28,6 +28,7 @@ pub fn apply(patch: &PolicyPatch, mut policy: Policy) -> Result<Policy, Problem>
     apply_visitor(patch, &mut policy)?;
     apply_pages(patch, &mut policy)?;
     apply_recording(patch, &mut policy.recording)?;
+    apply_client(patch, &mut policy)?;
     Ok(policy)
 }
 
@@ -73,6 +74,8 @@ pub fn from_policy(policy: &Policy) -> PolicyPatch {
         log_request_headers: Some(policy.recording.request_headers.clone()),
         log_response_headers: Some(policy.recording.response_headers.clone()),
         exclude_metrics_paths: Some(policy.recording.uncounted_paths.clone()),
+        forward_headers: Some(policy.forward_headers),
+        client_ip_header: Some(optional(policy.client_ip_header.as_ref())),
     }
 }
 
@@ -332,6 +335,14 @@ fn apply_recording(patch: &PolicyPatch, recording: &mut Recording) -> Result<(),
     Ok(())
 }
 
+fn apply_client(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Problem> {
+    set(&mut policy.forward_headers, patch.forward_headers);
+    if let Some(text) = &patch.client_ip_header {
+        policy.client_ip_header = removable("client_ip_header", text)?;
+    }
+    Ok(())
+}
+
 fn each_once(
     field: &str,
     values: impl Iterator<Item = Result<String, Problem>>,
@@ -350,7 +361,7 @@ fn each_once(
 }
 
 /// A token of RFC 9110 §5.6.2: the name of a header or cookie.
-fn is_token(name: &str) -> bool {
+pub(crate) fn is_token(name: &str) -> bool {
     let mark = |b: u8| b"!#$%&'*+-.^_`|~".contains(&b);
     (1..=256).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || mark(b))
 }
@@ -450,6 +461,7 @@ mod tests {
                 |p| p.exclude_metrics_paths = Some((0..40).map(|n| format!("/{n}")).collect()),
                 "exclude_metrics_paths",
             ),
+            (|p| p.client_ip_header = Some("X-Forwarded-For".into()), "client_ip_header"),
         ];
         for (set, field) in rows {
             let mut patch = PolicyPatch { hosts: Some(vec!["shop.test".into()]), ..PolicyPatch::default() };
@@ -549,6 +561,8 @@ mod tests {
                 log_request_headers: Some(vec!["User-Agent".into(), "user-agent".into()]),
                 log_response_headers: Some(if flags[1] { vec!["x-runtime".into()] } else { Vec::new() }),
                 exclude_metrics_paths: Some(vec!["/up".into()]),
+                forward_headers: Some(flags[0] != flags[2]),
+                client_ip_header: Some(if flags[3] { "CF-Connecting-IP".into() } else { String::new() }),
             }
         }
     }

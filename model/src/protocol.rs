@@ -123,6 +123,12 @@ pub struct PolicyPatch {
     /// Paths, as the app sees them, whose requests are not counted in the metrics; replaces the list.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exclude_metrics_paths: Option<Vec<String>>,
+    /// Whether peers in private networks speak for their clients too, not only `trusted_proxies`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forward_headers: Option<bool>,
+    /// Request header in which trusted proxies name the client; an empty text means the process's own setting.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_ip_header: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::canary::{Overrides, VisitorSource};
+use crate::forwarded::ClientIpHeader;
 use crate::halt::Halt;
 use crate::name::{HostName, HostPattern, PathPrefix, ReleaseId, ServiceName, TargetAddress};
 use crate::weight::Weight;
@@ -36,6 +37,10 @@ pub struct Policy {
     /// Cookies of the app are bound to the prefix that is taken off (`model::cookie_scope`).
     pub scope_cookie_paths: bool,
     pub recording: Recording,
+    /// Peers in private networks speak for their clients too, not only the process's trusted proxies.
+    pub forward_headers: bool,
+    /// Where trusted proxies name the client; `None`: as the process is told.
+    pub client_ip_header: Option<ClientIpHeader>,
 }
 
 /// What is written down of a service's requests beyond the ordinary.
@@ -144,6 +149,8 @@ impl Default for Policy {
             error_pages: None,
             scope_cookie_paths: false,
             recording: Recording::default(),
+            forward_headers: false,
+            client_ip_header: None,
         }
     }
 }

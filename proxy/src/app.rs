@@ -167,9 +167,10 @@ type Workers = Vec<JoinHandle<std::io::Result<()>>>;
 
 fn start_workers(setup: Setup, http: Option<Sockets>, https: Option<Sockets>) -> Result<Workers, AppError> {
     let mut shares: Vec<Vec<Listening>> = (0..setup.config.workers).map(|_| Vec::new()).collect();
-    for (sockets, tls) in [(http, false), (https, true)] {
+    let balancers = &setup.config.proxy_protocol;
+    for (sockets, tls, balancers) in [(http, false, &balancers.http), (https, true, &balancers.https)] {
         for (share, socket) in shares.iter_mut().zip(sockets.into_iter().flat_map(|(_, sockets)| sockets)) {
-            share.push(Listening { socket, tls });
+            share.push(Listening { socket, tls, balancers: balancers.clone() });
         }
     }
     let start = |(index, share): (usize, Vec<Listening>)| {

@@ -3,6 +3,7 @@
 //! Services are not here: they are runtime objects, made by `agentctl` and kept in the state file.
 
 mod limits;
+mod networks;
 mod sizing;
 
 use std::net::SocketAddr;
@@ -10,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use ipnet::IpNet;
+use model::forwarded::{ClientIpHeader, InvalidClientIpHeader};
+use model::networks::Networks;
 use serde::Deserialize;
 
 pub use self::limits::Limits;
@@ -45,14 +47,15 @@ pub struct Flags {
     /// Access log: a file, `-` for standard output, `off` for none
     #[arg(long, value_name = "FILE", env = "PORTCULLIS_ACCESS_LOG")]
     pub access_log: Option<String>,
-    /// Proxies whose X-Forwarded-* fields are believed, as CIDR; repeatable or comma-separated
+    /// Proxies whose X-Forwarded-* fields are believed: CIDR, a preset such as cloudflare, or a file of them; repeatable
+    /// or comma-separated
     #[arg(
         long = "trusted-proxy",
-        value_name = "CIDR",
+        value_name = "NETWORK",
         env = "PORTCULLIS_TRUSTED_PROXIES",
         value_delimiter = ','
     )]
-    pub trusted_proxies: Vec<IpNet>,
+    pub trusted_proxies: Vec<String>,
     /// Secret shared by all VMs of a fleet, so that they agree on every canary visitor
     #[arg(long, value_name = "TEXT", env = "PORTCULLIS_FLEET_SECRET", hide_env_values = true)]
     pub fleet_secret: Option<String>,
@@ -103,13 +106,16 @@ struct RawConfig {
     state_dir: Option<PathBuf>,
     workers: Option<usize>,
     access_log: Option<String>,
-    trusted_proxies: Option<Vec<IpNet>>,
+    trusted_proxies: Option<Vec<String>>,
     fleet_secret: Option<String>,
     shutdown_timeout: Option<String>,
     reason_header: Option<bool>,
     limits: RawLimits,
     groups: RawGroups,
     health: RawHealth,
+    proxy_headers: Option<String>,
+    client_ip_header: Option<String>,
+    proxy_protocol: RawProxyProtocol,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -127,6 +133,13 @@ struct RawGroups {
     admin: Option<String>,
 }
 
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawProxyProtocol {
+    http: Vec<String>,
+    https: Vec<String>,
+}
+
 /// Everything resolved and valid.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -137,7 +150,7 @@ pub struct Config {
     pub state_dir: PathBuf,
     pub workers: usize,
     pub access_log: Destination,
-    pub trusted_proxies: Vec<IpNet>,
+    pub trusted_proxies: Networks,
     pub fleet_secret: Option<String>,
     pub shutdown_timeout: Duration,
     /// Whether clients see `X-Portcullis-Reason`.
@@ -148,6 +161,27 @@ pub struct Config {
     pub health_path: Option<String>,
     /// From SIGTERM to the end of the listeners; the health path answers 503 meanwhile.
     pub shutdown_delay: Duration,
+    pub proxy_headers: ProxyHeaders,
+    /// Where trusted proxies name the client, before all chains; services may say otherwise.
+    pub client_ip_header: Option<ClientIpHeader>,
+    pub proxy_protocol: ProxyProtocol,
+}
+
+/// Which fields trusted proxies write. They pass the others on as their clients sent them, so one kind is read, and it
+/// has to be known which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyHeaders {
+    /// `X-Forwarded-For`, `-Proto`, `-Host`, `-Port`.
+    XForwarded,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
+}
+
+/// Whose connections begin with a PROXY header, by listener.
+#[derive(Debug, Clone, Default)]
+pub struct ProxyProtocol {
+    pub http: Networks,
+    pub https: Networks,
 }
 
 /// Groups of the operating system whose members may use the control socket.
@@ -214,6 +248,7 @@ fn resolve(flags: Flags, raw: RawConfig) -> Result<Config, ConfigError> {
         (flag, file) if flag.is_empty() => file.unwrap_or_default(),
         (flag, _) => flag,
     };
+    let client_ip_header = raw.client_ip_header.filter(|name| !name.is_empty()).map(|name| name.parse());
     Ok(Config {
         http,
         https,
@@ -226,7 +261,7 @@ fn resolve(flags: Flags, raw: RawConfig) -> Result<Config, ConfigError> {
             Some("off") => Destination::Off,
             Some(path) => Destination::File(path.into()),
         },
-        trusted_proxies,
+        trusted_proxies: networks::resolve("trusted_proxies", &trusted_proxies)?,
         fleet_secret: flags.fleet_secret.or(raw.fleet_secret).filter(|secret| !secret.is_empty()),
         shutdown_timeout: match flags.shutdown_timeout {
             Some(timeout) => timeout,
@@ -247,6 +282,21 @@ fn resolve(flags: Flags, raw: RawConfig) -> Result<Config, ConfigError> {
                 key: "health.shutdown_delay",
                 message: error.to_string(),
             })?,
+        },
+        proxy_headers: match raw.proxy_headers.as_deref() {
+            None | Some("x-forwarded") => ProxyHeaders::XForwarded,
+            Some("forwarded") => ProxyHeaders::Forwarded,
+            Some(other) => {
+                let message = format!("`{other}` is neither `x-forwarded` nor `forwarded`");
+                return Err(ConfigError::Value { key: "proxy_headers", message });
+            }
+        },
+        client_ip_header: client_ip_header.transpose().map_err(|error: InvalidClientIpHeader| {
+            ConfigError::Value { key: "client_ip_header", message: error.to_string() }
+        })?,
+        proxy_protocol: ProxyProtocol {
+            http: networks::resolve("proxy_protocol.http", &raw.proxy_protocol.http)?,
+            https: networks::resolve("proxy_protocol.https", &raw.proxy_protocol.https)?,
         },
     })
 }
@@ -326,6 +376,10 @@ mod tests {
             ("[health]\npath = \"/up?x=1\"", "without query"),
             ("[health]\nshutdown_delay = \"5\"", "`health.shutdown_delay` in the configuration"),
             ("[health]\nport = 1", "expected `path` or `shutdown_delay`"),
+            ("proxy_headers = \"via\"", "`via` is neither `x-forwarded` nor `forwarded`"),
+            ("client_ip_header = \"X-Forwarded-For\"", "chain"),
+            ("[proxy_protocol]\nhttp = [\"all\"]", "`proxy_protocol.http`"),
+            ("[proxy_protocol]\nmetrics = []", "unknown field `metrics`, expected `http` or `https`"),
         ] {
             let error = config(text).unwrap_err();
             assert!(error.contains(wants), "{text:?} gave {error:?}");

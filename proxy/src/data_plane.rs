@@ -5,6 +5,7 @@ pub mod activity;
 pub mod admission;
 pub mod admit;
 pub mod answer;
+pub mod balancer;
 pub mod body;
 pub mod client_io;
 pub mod deadline;

@@ -3,9 +3,11 @@
 use allocation_counter::measure;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use model::canary::{Assignment, FleetSecret, Overrides, Visit, VisitorSource};
+use model::networks::Networks;
 use model::route::{Lookup, RouteTable};
 use model::weight::Weight;
-use portcullis::data_plane::forwarded::Forwarded;
+use portcullis::config::ProxyHeaders;
+use portcullis::data_plane::forwarded::{Forwarded, Trust};
 use portcullis::data_plane::upstream::request_head::{BodyFraming, RequestHead};
 
 fn allocations(step: impl FnMut()) -> u64 {
@@ -75,23 +77,32 @@ fn writing_the_head_for_the_target() {
     .collect();
     let uri = Uri::from_static("/app/orders/42?page=2");
     let mut out = Vec::with_capacity(4096);
-    let write = || {
-        out.clear();
-        let forwarded = Forwarded::read(&fields, [192, 0, 2, 7].into(), true, &[]);
-        let head = RequestHead {
-            method: &Method::GET,
-            uri: &uri,
-            fields: &fields,
-            forwarded: &forwarded,
-            peer: "192.0.2.7",
-            port: 443,
-            strip: 4,
-            request_id: b"0194fdc2-fa2f-7cc0-81d3-ff12045b73c8",
-            now_ms: 1_700_000_000_000,
-            body: BodyFraming::AsSent,
-            websocket: false,
+    let peer = [192, 0, 2, 7].into();
+    let networks = |text: &str| text.parse::<ipnet::IpNet>().into_iter().collect::<Networks>();
+    // Nobody's word is taken; then that of a proxy, for whose client the head is written.
+    for (proxies, client) in [(networks(""), "192.0.2.7"), (networks("192.0.2.0/24"), "6.6.6.6")] {
+        let headers = ProxyHeaders::XForwarded;
+        let trust = Trust { proxies: &proxies, private: false, headers, client_ip_header: None };
+        let write = || {
+            out.clear();
+            let forwarded = Forwarded::read(&fields, peer, true, &trust);
+            let head = RequestHead {
+                method: &Method::GET,
+                uri: &uri,
+                fields: &fields,
+                forwarded: &forwarded,
+                peer: "192.0.2.7",
+                port: 443,
+                strip: 4,
+                request_id: b"0194fdc2-fa2f-7cc0-81d3-ff12045b73c8",
+                now_ms: 1_700_000_000_000,
+                body: BodyFraming::AsSent,
+                websocket: false,
+                client_ip_header: None,
+            };
+            head.write(&mut out);
         };
-        head.write(&mut out);
-    };
-    assert_eq!(allocations(write), 0);
+        assert_eq!(allocations(write), 0, "{client}");
+        assert!(out.windows(client.len()).any(|part| part == client.as_bytes()), "{client}");
+    }
 }

@@ -96,6 +96,7 @@ class AppController < ActionController::Base
   def headers_seen
     render json: {
       remote_ip: request.remote_ip, ssl: request.ssl?, host: request.host_with_port, request_id: request.request_id,
+      ip: request.ip, scheme: request.scheme, url: request.url,
       seen: request.env.select { |name, _| name.start_with?("HTTP_") },
     }
   end

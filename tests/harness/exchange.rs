@@ -1,7 +1,7 @@
 //! One request, one answer, over whatever connects: TCP, TLS, a unix socket; HTTP/1.1 or HTTP/2.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -30,6 +30,10 @@ pub struct Ask {
     tls: bool,
     /// The name in the handshake, if it is not the host.
     server_name: Option<String>,
+    from: Option<IpAddr>,
+    preamble: Bytes,
+    /// What HTTP/2 claims, if it is not the truth.
+    scheme: Option<&'static str>,
 }
 
 /// A request under way, which can be given up.
@@ -77,7 +81,28 @@ impl Ask {
             version: Version::HTTP_11,
             tls: false,
             server_name: None,
+            from: None,
+            preamble: Bytes::new(),
+            scheme: None,
         }
+    }
+
+    /// Over HTTP/2, with this `:scheme`.
+    pub fn claiming(mut self, scheme: &'static str) -> Self {
+        self.scheme = Some(scheme);
+        self.h2()
+    }
+
+    /// From this address of loopback.
+    pub fn from(mut self, address: IpAddr) -> Self {
+        self.from = Some(address);
+        self
+    }
+
+    /// Begins the connection with these bytes, before TLS.
+    pub fn preceded_by(mut self, bytes: impl Into<Bytes>) -> Self {
+        self.preamble = bytes.into();
+        self
     }
 
     /// With a body that is no form: Rack would parse a form on its own.
@@ -121,8 +146,9 @@ impl Ask {
 
     pub fn try_at(&self, address: SocketAddr) -> Result<Answer, String> {
         runtime().block_on(within(PATIENCE, async {
-            let tcp = TcpStream::connect(address).await.map_err(say)?;
+            let mut tcp = self.connect(address).await.map_err(say)?;
             tcp.set_nodelay(true).map_err(say)?;
+            tcp.write_all(&self.preamble).await.map_err(say)?;
             if self.tls {
                 let h2 = self.version == Version::HTTP_2;
                 let name = self.server_name.as_ref().unwrap_or(&self.host);
@@ -132,6 +158,13 @@ impl Ask {
                 self.over(tcp).await
             }
         }))
+    }
+
+    async fn connect(&self, address: SocketAddr) -> std::io::Result<TcpStream> {
+        let Some(from) = self.from else { return TcpStream::connect(address).await };
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.bind(SocketAddr::new(from, 0))?;
+        socket.connect(address).await
     }
 
     /// Sends the request and returns at once.
@@ -208,7 +241,7 @@ impl Ask {
     }
 
     fn request(&self, h2: bool) -> Result<Request<Full<Bytes>>, String> {
-        let scheme = if self.tls { "https" } else { "http" };
+        let scheme = self.scheme.unwrap_or(if self.tls { "https" } else { "http" });
         let mut request = Request::builder().method(self.method.clone());
         request = if h2 {
             request.uri(format!("{scheme}://{}{}", self.host, self.path))

@@ -1,8 +1,10 @@
 //! Bytes in, bytes out: for what no well-behaved client would send.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
 
 use crate::wait::PATIENCE;
 
@@ -15,6 +17,17 @@ impl Raw {
     #[track_caller]
     pub fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).expect("the listener accepts");
+        stream.set_nodelay(true).expect("a fresh socket takes options");
+        Self { stream, seen: Vec::new() }
+    }
+
+    /// From this address of loopback.
+    #[track_caller]
+    pub fn connect_from(source: IpAddr, address: SocketAddr) -> Self {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).expect("a socket");
+        socket.bind(&SocketAddr::new(source, 0).into()).expect("all of 127.0.0.0/8 is loopback");
+        socket.connect(&address.into()).expect("the listener accepts");
+        let stream = TcpStream::from(socket);
         stream.set_nodelay(true).expect("a fresh socket takes options");
         Self { stream, seen: Vec::new() }
     }

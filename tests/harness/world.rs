@@ -41,6 +41,16 @@ impl World {
         Self { daemon: Daemon::start(dir.path(), options), dir }
     }
 
+    /// A daemon with this configuration file.
+    pub fn with_config(config: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("pc").tempdir().expect("a temporary directory");
+        let file = dir.path().join("portcullis.toml");
+        std::fs::write(&file, config).expect("a fresh directory can be written");
+        let args = vec!["--config".into(), file.into()];
+        let options = DaemonOptions { args, ..DaemonOptions::default() };
+        Self { daemon: Daemon::start(dir.path(), options), dir }
+    }
+
     /// A daemon for which `hosts` is `/etc/hosts`; `None` where that takes rights that the tests do not have.
     pub fn with_hosts(hosts: &Path) -> Option<Self> {
         let can_mount = Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|s| s.success());

@@ -263,6 +263,11 @@ fn flags_become_settings_and_no_flag_becomes_none() {
                 ..none()
             },
         ),
+        (
+            "--forward-headers --client-ip-header CF-Connecting-IP",
+            PolicyPatch { forward_headers: Some(true), client_ip_header: text("cf-connecting-ip"), ..none() },
+        ),
+        ("--client-ip-header=", PolicyPatch { client_ip_header: text(""), ..none() }),
     ] {
         assert_eq!(deploy(line).policy, want, "{line}");
     }

@@ -26,7 +26,8 @@ pub(crate) fn request(arguments: &DeployArgs) -> DeployRequest {
 
 /// A flag that was not given stays `None`: the service keeps its setting.
 fn policy(arguments: &DeployArgs) -> PolicyPatch {
-    let DeployArgs { routing, tls, gate, timeouts, concurrency, visitors, pages, recording, .. } = arguments;
+    let DeployArgs { routing, tls, gate, timeouts, concurrency, visitors, pages, recording, client, .. } =
+        arguments;
     PolicyPatch {
         hosts: routing.hosts.as_deref().map(given),
         path_prefixes: routing.path_prefixes.as_deref().map(texts),
@@ -61,6 +62,8 @@ fn policy(arguments: &DeployArgs) -> PolicyPatch {
         log_request_headers: recording.log_request_headers.as_deref().map(given),
         log_response_headers: recording.log_response_headers.as_deref().map(given),
         exclude_metrics_paths: recording.exclude_metrics_paths.as_deref().map(given),
+        forward_headers: client.forward_headers,
+        client_ip_header: text(client.client_ip_header.as_ref()),
     }
 }
 

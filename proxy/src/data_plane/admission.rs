@@ -73,6 +73,23 @@ pub struct Admitted {
     client: Option<Prefix>,
 }
 
+impl Admitted {
+    /// Counts the connection for `client`, on whose behalf another brought it.
+    pub fn count_for(&mut self, client: IpAddr) -> Result<(), NoPlace> {
+        let admission = &self.admission;
+        let client = (admission.per_client > 0).then(|| Prefix::of(client));
+        if let Some(client) = client
+            && !admission.clients.enter(client, admission.per_client)
+        {
+            return Err(NoPlace::Client);
+        }
+        if let Some(before) = std::mem::replace(&mut self.client, client) {
+            admission.clients.leave(before);
+        }
+        Ok(())
+    }
+}
+
 impl Drop for Admitted {
     fn drop(&mut self) {
         self.admission.metrics.connections().open.fetch_sub(1, Ordering::Relaxed);
@@ -265,6 +282,26 @@ mod tests {
         let _v6 = [enter("2001:db8::1", false).unwrap(), enter("2001:db8::ffff:2", false).unwrap()];
         assert_eq!(enter("2001:db8::3", false).err().map(|(_, why)| why), Some(NoPlace::Client));
         assert!(enter("2001:db8:0:1::3", false).is_ok());
+    }
+
+    #[test]
+    fn connections_that_a_balancer_brings_count_for_their_clients() {
+        let admission = admission(100, 2);
+        let brought_for = |client: [u8; 4]| {
+            let mut admitted = admission.enter([10, 0, 0, 1].into(), true, || false)?;
+            admitted.count_for(client.into()).map(|()| admitted)
+        };
+        let mut inside = Vec::new();
+        for (client, fits) in
+            [([192, 0, 2, 1], true), ([192, 0, 2, 1], true), ([192, 0, 2, 1], false), ([192, 0, 2, 2], true)]
+        {
+            let brought = brought_for(client);
+            assert_eq!(brought.as_ref().err().copied(), (!fits).then_some(NoPlace::Client), "{client:?}");
+            inside.extend(brought);
+        }
+        inside.clear();
+        assert!(brought_for([192, 0, 2, 1]).is_ok());
+        assert_eq!(admission.metrics.connections().open.load(Ordering::Relaxed), 0);
     }
 
     #[test]

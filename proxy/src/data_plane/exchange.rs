@@ -35,6 +35,8 @@ pub struct Connection {
     pub worker: Rc<Worker>,
     pub peer: IpAddr,
     pub peer_text: Box<str>,
+    /// The peer is one of the trusted proxies.
+    pub is_trusted: bool,
     /// Of the listener.
     pub port: u16,
     /// `None`: plain HTTP.
@@ -204,7 +206,10 @@ impl Facts {
             line.text("request_id", id.as_bytes());
         }
         match known.client.filter(|client| *client != self.connection.peer) {
-            Some(client) => line.address("client", client),
+            Some(client) => {
+                line.address("client", client);
+                line.text("peer", self.connection.peer_text.as_bytes());
+            }
             None => line.text("client", self.connection.peer_text.as_bytes()),
         }
         line.text("method", head.method.as_str().as_bytes());

@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use model::canary::{COOKIE_PLAIN, COOKIE_SECURE, Cohort, Visit};
 use model::cookie_scope;
+use model::forwarded::ClientIpHeader;
 use model::reason::Reason;
 use model::route::Lookup;
 use model::service::Policy;
@@ -20,8 +21,8 @@ use model::service::Policy;
 use super::admit::{self, CUTOVERS_MAX, Entrance, InLine};
 use super::answer;
 use super::body::{AnswerBody, EventStream, RequestBody, TargetBody};
-use super::exchange::{Exchange, Facts};
-use super::forwarded::Forwarded;
+use super::exchange::{Connection, Exchange, Facts};
+use super::forwarded::{Forwarded, Trust};
 use super::halt::{self, Passage};
 use super::headers;
 use super::health;
@@ -35,6 +36,7 @@ use super::upstream::send::{self, Route, Sent};
 use super::upstream::stream::Ahead;
 use super::upstream::upload::Upload;
 use crate::clock;
+use crate::config::Config;
 use crate::halt::Waiter;
 use crate::release::InFlight;
 use crate::snapshot::{Service, Slot, Snapshot};
@@ -143,8 +145,8 @@ fn decide(facts: &Facts, body_bytes: Option<u64>) -> Result<Decision, Reason> {
     facts.note(|known| known.https = https);
     let head = facts.head.borrow();
     let host = hygiene::host(&head)?;
-    let forwarded = Forwarded::read(&head.headers, connection.peer, https, &worker.config.trusted_proxies);
-    facts.note(|known| (known.client, known.https) = (Some(forwarded.client), forwarded.https));
+    let as_configured = who_asks(&head.headers, connection, None);
+    note_client(facts, &as_configured);
     for _ in 0..CUTOVERS_MAX {
         let snapshot = worker.published.load();
         check_certificate(&snapshot, &host, facts)?;
@@ -154,6 +156,14 @@ fn decide(facts: &Facts, body_bytes: Option<u64>) -> Result<Decision, Reason> {
             Lookup::UnknownPath => return Err(Reason::UnknownPath),
         };
         facts.note(|known| known.service = Some(Arc::clone(service)));
+        let mut forwarded = as_configured.clone();
+        if service.policy.forward_headers || service.policy.client_ip_header.is_some() {
+            forwarded = who_asks(&head.headers, connection, Some(&service.policy));
+            note_client(facts, &forwarded);
+        }
+        if forwarded.host.as_ref().is_some_and(|other| !leads_to(&snapshot, other, &head, service)) {
+            forwarded.host = None;
+        }
         if let Some((location, reason)) = redirect(&head, service, &host, forwarded.https, worker.https_port)
         {
             return Ok(Decision::Redirect(location, reason));
@@ -181,7 +191,7 @@ fn decide(facts: &Facts, body_bytes: Option<u64>) -> Result<Decision, Reason> {
         note_uncounted(policy, &head.uri.path()[strip..], facts);
         let entrance = admit::enter(worker, slot, &policy.concurrency, facts)?;
         let (service, cohort) = (Arc::clone(service), slot.cohort);
-        let plan = Plan { service, cohort, strip, visitor_cookie, forwarded: forwarded.clone() };
+        let plan = Plan { service, cohort, strip, visitor_cookie, forwarded };
         match entrance {
             Entrance::In(in_flight) => return Ok(Decision::Forward(plan, in_flight)),
             Entrance::Line(line) => return Ok(Decision::Wait(plan, line)),
@@ -198,6 +208,39 @@ fn note_uncounted(policy: &Policy, path: &str, facts: &Facts) {
         let path = if path.is_empty() { "/" } else { path };
         facts.note(|known| known.uncounted = paths.iter().any(|uncounted| uncounted == path));
     }
+}
+
+/// Who asks, by the process's settings or by those of a service, if it has its own.
+fn who_asks(fields: &HeaderMap, connection: &Connection, policy: Option<&Policy>) -> Forwarded {
+    let https = connection.tls.is_some();
+    let private = policy.is_some_and(|policy| policy.forward_headers);
+    if !connection.is_trusted && !private {
+        return Forwarded::direct(connection.peer, https);
+    }
+    let config = &connection.worker.config;
+    let trust = Trust {
+        proxies: &config.trusted_proxies,
+        private,
+        headers: config.proxy_headers,
+        client_ip_header: client_ip_header(config, policy),
+    };
+    Forwarded::read(fields, connection.peer, https, &trust)
+}
+
+fn client_ip_header<'c>(config: &'c Config, policy: Option<&'c Policy>) -> Option<&'c ClientIpHeader> {
+    policy.and_then(|policy| policy.client_ip_header.as_ref()).or(config.client_ip_header.as_ref())
+}
+
+fn note_client(facts: &Facts, forwarded: &Forwarded) {
+    facts.note(|known| (known.client, known.https) = (Some(forwarded.client), forwarded.https));
+}
+
+/// Whether a request for `host` would have come to `service` as well. Many proxies pass X-Forwarded-Host on as their
+/// client sent it; so it may say no more than the client could have said in `Host`.
+fn leads_to(snapshot: &Snapshot, host: &HeaderValue, head: &Parts, service: &Arc<Service>) -> bool {
+    let host = host.to_str().ok().and_then(hygiene::parse_host);
+    let found = host.map(|host| snapshot.routes.lookup(&host, head.uri.path()));
+    matches!(found, Some(Lookup::Found { route, .. }) if Arc::ptr_eq(route, service))
 }
 
 /// A TLS connection serves the hosts of the certificate that it showed (RFC 9110 §7.4).
@@ -346,6 +389,7 @@ fn upload(body: Incoming, plan: &Plan, facts: &Rc<Facts>, websocket: bool) -> Up
         now_ms: clock::unix_time().saturating_sub(known.queue.unwrap_or_default()).as_millis() as u64,
         body: framing,
         websocket,
+        client_ip_header: client_ip_header(&facts.connection.worker.config, Some(&plan.service.policy)),
     }
     .write(&mut out);
     let policy = &plan.service.policy;

@@ -5,9 +5,9 @@ use http::request::Parts;
 use http::{Method, Version};
 
 /// Fields whose inbound value an app might believe: Rack and Rails read the first group for the client's
-/// address, scheme and host; `Rack::Sendfile` obeys the second; CGI turns `Proxy` into an environment
-/// variable that HTTP clients obey.
-const IDENTITY: [&str; 12] = [
+/// address, scheme and host; CDNs and platforms name the client in the second, and apps behind them read it;
+/// `Rack::Sendfile` obeys those of the third; CGI turns `Proxy` into an environment variable that HTTP clients obey.
+const IDENTITY: [&str; 29] = [
     "forwarded",
     "x-real-ip",
     "client-ip",
@@ -16,11 +16,45 @@ const IDENTITY: [&str; 12] = [
     "x-cluster-client-ip",
     "x-original-url",
     "x-rewrite-url",
+    "x-original-host",
+    "front-end-https",
+    "cf-connecting-ip",
+    "cf-connecting-ipv6",
+    "cf-visitor",
+    "fastly-client-ip",
+    "fastly-ssl",
+    "cloudfront-viewer-address",
+    "cloudfront-forwarded-proto",
+    "fly-client-ip",
+    "do-connecting-ip",
+    "incap-client-ip",
+    "x-azure-clientip",
+    "x-azure-socketip",
+    "x-envoy-external-address",
+    "x-remote-addr",
+    "x-remote-ip",
     "x-sendfile-type",
     "x-accel-mapping",
     "x-request-start",
     "proxy",
 ];
+
+/// One bit for each of those names: most fields have another, and are told apart from all of them at once.
+const IDENTITY_BITS: u128 = {
+    let (mut bits, mut n) = (0, 0);
+    while n < IDENTITY.len() {
+        bits |= bit(IDENTITY[n].as_bytes());
+        n += 1;
+    }
+    bits
+};
+
+const fn bit(name: &[u8]) -> u128 {
+    match name {
+        [] => 0,
+        [first, ..] => 1 << ((*first as usize * 5 + name.len()) % 128),
+    }
+}
 
 /// Bound to one hop (RFC 9110 §7.6.1) or settled by us.
 const HOP_BY_HOP: [&str; 8] = [
@@ -48,7 +82,7 @@ const NOT_NOMINABLE: [&str; 9] = [
 ];
 
 pub fn is_identity(name: &str) -> bool {
-    name.starts_with(X_FORWARDED) || IDENTITY.contains(&name)
+    name.starts_with(X_FORWARDED) || (IDENTITY_BITS & bit(name.as_bytes()) != 0 && IDENTITY.contains(&name))
 }
 
 /// `x_forwarded_for` reaches a Rack app as the same variable as `x-forwarded-for`.
@@ -149,6 +183,40 @@ mod tests {
         let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         names
+    }
+
+    #[test]
+    fn identity_fields() {
+        let all = IDENTITY.into_iter().chain(["x-forwarded-for", "x-forwarded", "x-forwarded-anything"]);
+        for name in all {
+            assert!(
+                is_identity(name) && is_underscore_twin(&name.replace('-', "_")) == name.contains('-'),
+                "{name}"
+            );
+        }
+        let others =
+            ["", "cookie", "x-forward", "cf-ray", "cf-ipcountry", "x-real-ips", "proxy-authorization"];
+        for name in others {
+            assert!(!is_identity(name), "{name}");
+        }
+        let usual = [
+            "host",
+            "user-agent",
+            "accept",
+            "accept-encoding",
+            "accept-language",
+            "cookie",
+            "referer",
+            "origin",
+            "content-type",
+            "content-length",
+            "connection",
+            "cache-control",
+            "sec-fetch-mode",
+            "if-none-match",
+        ];
+        let passed = usual.iter().filter(|name| IDENTITY_BITS & bit(name.as_bytes()) == 0).count();
+        assert!(passed >= 10, "of the usual fields only {passed} are told apart at once");
     }
 
     #[test]

@@ -8,11 +8,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use model::networks::Networks;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 use self::shortage::Shortage;
 use super::admission::NoPlace;
+use super::balancer;
 use super::server::{self, Accepted};
 use super::worker::Worker;
 
@@ -40,6 +42,8 @@ pub struct ListenError {
 pub struct Listening {
     pub socket: std::net::TcpListener,
     pub tls: bool,
+    /// Whose connections begin with a PROXY header.
+    pub balancers: Networks,
 }
 
 /// Opens one socket per worker on `address` (`SO_REUSEPORT`, so that the kernel spreads connections and no
@@ -122,7 +126,9 @@ pub async fn accept(worker: Rc<Worker>, listening: Listening) {
         match accepted {
             Ok((stream, peer)) => {
                 shortage.ends();
-                admit(&worker, stream, peer.ip().to_canonical(), port, listening.tls).await;
+                let peer = peer.ip().to_canonical();
+                let is_balancer = listening.balancers.contains(peer);
+                admit(&worker, stream, Arrival { peer, port, tls: listening.tls, is_balancer }).await;
             }
             Err(error) => {
                 worker.metrics.connections().accept_errors.fetch_add(1, Ordering::Relaxed);
@@ -137,15 +143,25 @@ pub async fn accept(worker: Rc<Worker>, listening: Listening) {
     }
 }
 
+/// Who has come, and to which listener.
+#[derive(Clone, Copy)]
+struct Arrival {
+    peer: IpAddr,
+    port: u16,
+    tls: bool,
+    is_balancer: bool,
+}
+
 /// Finds the newcomer a place, or hangs up on it.
-async fn admit(worker: &Rc<Worker>, stream: TcpStream, peer: IpAddr, port: u16, tls: bool) {
-    let mut entered = worker.roster.enter(peer);
+async fn admit(worker: &Rc<Worker>, stream: TcpStream, arrival: Arrival) {
+    let Arrival { peer, port, tls, is_balancer } = arrival;
+    let mut entered = worker.roster.enter(peer, is_balancer);
     let mut tries = 0;
     while matches!(entered, Err(NoPlace::NotYet)) && tries < PLACE_TRIES {
         // Those that were asked to go need a moment for it; further newcomers wait in the kernel's queue.
         tokio::time::sleep(PLACE_PAUSE).await;
         tries += 1;
-        entered = worker.roster.enter(peer);
+        entered = worker.roster.enter(peer, is_balancer);
     }
     match entered {
         Ok((place, activity)) => {
@@ -153,7 +169,9 @@ async fn admit(worker: &Rc<Worker>, stream: TcpStream, peer: IpAddr, port: u16, 
             set_options(&stream);
             let accepted = Accepted { peer, port, place, activity };
             let owner = Rc::clone(worker);
-            if tls {
+            if is_balancer {
+                worker.tasks.spawn_local(balancer::serve(owner, stream, accepted, tls));
+            } else if tls {
                 worker.tasks.spawn_local(server::serve_tls(owner, stream, accepted));
             } else {
                 worker.tasks.spawn_local(server::serve_plain(owner, stream, accepted));

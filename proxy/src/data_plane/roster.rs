@@ -54,7 +54,7 @@ pub enum Told {
 pub struct Place {
     roster: Rc<Roster>,
     slot: Slot,
-    _admitted: Admitted,
+    admitted: Admitted,
 }
 
 impl Roster {
@@ -75,14 +75,18 @@ impl Roster {
         })
     }
 
-    /// Lets a client in.
-    pub fn enter(self: &Rc<Self>, peer: IpAddr) -> Result<(Place, Arc<Activity>), NoPlace> {
-        let is_trusted = self.config.trusted_proxies.iter().any(|network| network.contains(&peer));
+    /// Lets a client in, or a balancer that will say for whom it comes (`Place::is_of`).
+    pub fn enter(
+        self: &Rc<Self>,
+        peer: IpAddr,
+        is_balancer: bool,
+    ) -> Result<(Place, Arc<Activity>), NoPlace> {
+        let is_trusted = is_balancer || self.config.trusted_proxies.contains(peer);
         let admitted = self.admission.enter(peer, is_trusted, || self.make_room())?;
         let activity = Arc::new(Activity::new(&self.config.limits, Arc::clone(&self.own)));
         let entry = Entry { activity: Arc::clone(&activity), told: None, waker: None };
         let slot = self.lines.borrow_mut().add(entry);
-        let place = Place { roster: Rc::clone(self), slot, _admitted: admitted };
+        let place = Place { roster: Rc::clone(self), slot, admitted };
         place.is_new(Instant::now());
         Ok((place, activity))
     }
@@ -94,8 +98,9 @@ impl Roster {
         });
     }
 
-    pub fn count_turned_away(&self, why: Refused) {
-        self.metrics.connections().count_refused(why);
+    /// Returns how often it has happened.
+    pub fn count_turned_away(&self, why: Refused) -> u64 {
+        self.metrics.connections().count_refused(why)
     }
 
     /// Has the connection closed that is missed least, whichever worker has it; false if all are busy.
@@ -215,6 +220,14 @@ impl Roster {
 }
 
 impl Place {
+    /// A balancer brought the connection for `client`.
+    pub fn is_of(&mut self, client: IpAddr) -> Result<(), NoPlace> {
+        if self.roster.config.trusted_proxies.contains(client) {
+            return Ok(());
+        }
+        self.admitted.count_for(client)
+    }
+
     /// Begins a handshake; the oldest one goes if there are too many.
     pub fn shakes_hands(&self) {
         let roster = &self.roster;

@@ -165,6 +165,7 @@ pub async fn serve_tls(worker: Rc<Worker>, stream: TcpStream, accepted: Accepted
 fn connection(worker: Rc<Worker>, accepted: Accepted, tls: Option<Tls>, http2: bool) -> Rc<Connection> {
     accepted.activity.begin(http2);
     Rc::new(Connection {
+        is_trusted: worker.config.trusted_proxies.contains(accepted.peer),
         worker,
         peer: accepted.peer,
         peer_text: accepted.peer.to_string().into(),

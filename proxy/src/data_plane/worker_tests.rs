@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use model::canary::Cohort;
 use model::halt::HaltKind;
 use model::name::PathPrefix;
+use model::networks::Networks;
 use model::route::RouteTable;
 use model::service::{Policy, Timeouts};
 use tokio_util::sync::CancellationToken;
@@ -61,7 +62,7 @@ impl Proxy {
             admission,
         };
         let (address, mut sockets) = listen(([127, 0, 0, 1], 0).into(), 1).unwrap();
-        let socket = Listening { socket: sockets.remove(0), tls: false };
+        let socket = Listening { socket: sockets.remove(0), tls: false, balancers: Networks::default() };
         let thread = Some(std::thread::spawn(move || worker::run(0, setup, vec![socket])));
         Self { address, release, published, shutdown, thread }
     }

@@ -16,6 +16,8 @@ pub enum Refused {
     Client,
     /// The process has no descriptor left.
     Descriptors,
+    /// It comes from a balancer that has to begin with a PROXY header, and did not.
+    ProxyHeader,
 }
 
 /// Why we closed a connection, or for HTTP/2 a stream, that its client did not end.
@@ -33,7 +35,7 @@ pub enum Closed {
     Memory,
 }
 
-const REFUSED: [&str; 3] = ["connections", "client", "descriptors"];
+const REFUSED: [&str; 4] = ["connections", "client", "descriptors", "proxy_header"];
 const CLOSED: [&str; 7] = ["first_byte", "head", "keep_alive", "request_body", "response", "room", "memory"];
 
 /// Written once or twice in a connection's life, so the workers may share them.
@@ -65,8 +67,9 @@ impl Connections {
         Self { workers: (0..workers.max(1)).map(|_| Arc::default()).collect(), ..Self::default() }
     }
 
-    pub fn count_refused(&self, why: Refused) {
-        self.refused[why as usize].fetch_add(1, Ordering::Relaxed);
+    /// Returns how often it has happened.
+    pub fn count_refused(&self, why: Refused) -> u64 {
+        self.refused[why as usize].fetch_add(1, Ordering::Relaxed) + 1
     }
 
     pub fn count_closed(&self, why: Closed) {

@@ -3,8 +3,11 @@
 //! Fields that bind only the client's hop are left out (RFC 9110 §7.6.1), and those that tell Rails who asks are
 //! written anew. Nothing is allocated but room in the buffer.
 
-use http::header::{self, HeaderMap, HeaderValue};
+use std::io::Write;
+
+use http::header::{self, HeaderMap};
 use http::{Method, Uri};
+use model::forwarded::ClientIpHeader;
 
 use crate::data_plane::forwarded::Forwarded;
 use crate::data_plane::headers;
@@ -35,6 +38,8 @@ pub struct RequestHead<'r> {
     pub body: BodyFraming,
     /// The request asks for a WebSocket.
     pub websocket: bool,
+    /// A field in which the app, too, may look for the client.
+    pub client_ip_header: Option<&'r ClientIpHeader>,
 }
 
 impl RequestHead<'_> {
@@ -80,31 +85,27 @@ impl RequestHead<'_> {
             "x-request-id" => true,
             // The field has no meaning beside the coding, and none for a tunnel.
             "content-length" => self.websocket || self.body == BodyFraming::Chunked,
-            _ => false,
+            _ => self.client_ip_header.is_some_and(|field| field.is_spelled(name)),
         }
     }
 
     /// Replaces everything that tells the app who asks.
     fn write_who_asks(&self, out: &mut Vec<u8>) {
         let forwarded = self.forwarded;
-        out.extend_from_slice(b"x-forwarded-for: ");
-        if let Some(chain) = &forwarded.chain {
-            out.extend_from_slice(chain.as_bytes());
-            out.extend_from_slice(b", ");
+        // The client alone, whatever proxies stand between: Rails would take the first of them that is not in a private
+        // network for the client, and what clients themselves sent for the word of a proxy.
+        self.write_client(out, "x-forwarded-for");
+        self.write_client(out, "x-real-ip");
+        if let Some(field) = self.client_ip_header.filter(|field| field.as_str() != "x-real-ip") {
+            self.write_client(out, field.as_str());
         }
-        out.extend_from_slice(self.peer.as_bytes());
-        out.extend_from_slice(b"\r\n");
         write_field(out, "x-forwarded-proto", if forwarded.https { b"https" } else { b"http" });
         if let Some(host) = forwarded.host.as_ref().or_else(|| self.fields.get(header::HOST)) {
             write_field(out, "x-forwarded-host", host.as_bytes());
         }
         let mut digits = itoa::Buffer::new();
-        let port = forwarded.port.as_ref().map(HeaderValue::as_bytes);
-        write_field(out, "x-forwarded-port", port.unwrap_or_else(|| digits.format(self.port).as_bytes()));
-        match forwarded.chain {
-            None => write_field(out, "x-real-ip", self.peer.as_bytes()),
-            Some(_) => write_field(out, "x-real-ip", forwarded.client.to_string().as_bytes()),
-        }
+        let port = digits.format(forwarded.port.unwrap_or(self.port));
+        write_field(out, "x-forwarded-port", port.as_bytes());
         // What APM agents read as the beginning of the queue time.
         out.extend_from_slice(b"x-request-start: t=");
         out.extend_from_slice(itoa::Buffer::new().format(self.now_ms).as_bytes());
@@ -112,6 +113,14 @@ impl RequestHead<'_> {
         if self.strip > 0 {
             write_field(out, "x-forwarded-prefix", &self.uri.path().as_bytes()[..self.strip]);
         }
+    }
+
+    fn write_client(&self, out: &mut Vec<u8>, name: &str) {
+        if self.forwarded.is_direct {
+            return write_field(out, name, self.peer.as_bytes());
+        }
+        // A vector takes whatever is written.
+        let _ = write!(out, "{name}: {}\r\n", self.forwarded.client);
     }
 
     fn write_connection(&self, out: &mut Vec<u8>) {
@@ -170,9 +179,11 @@ fn websocket_key() -> String {
 
 #[cfg(test)]
 mod tests {
-    use http::header::HeaderName;
+    use http::header::{HeaderName, HeaderValue};
 
     use super::*;
+    use crate::config::ProxyHeaders;
+    use crate::data_plane::forwarded::Trust;
 
     fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -189,20 +200,33 @@ mod tests {
         strip: usize,
         body: BodyFraming,
         websocket: bool,
+        client_ip_header: Option<&'g str>,
     }
 
     impl Default for Given<'_> {
         fn default() -> Self {
             let fields = map(&[("host", "shop.test")]);
-            Self { uri: "/", fields, trusted: "", strip: 0, body: BodyFraming::AsSent, websocket: false }
+            Self {
+                uri: "/",
+                fields,
+                trusted: "",
+                strip: 0,
+                body: BodyFraming::AsSent,
+                websocket: false,
+                client_ip_header: None,
+            }
         }
     }
 
     /// The request line and the fields, the latter sorted.
     fn written(given: &Given<'_>) -> (String, Vec<String>) {
         let peer = "10.0.0.1".parse().unwrap();
-        let trusted: Vec<ipnet::IpNet> = given.trusted.parse().into_iter().collect();
-        let forwarded = Forwarded::read(&given.fields, peer, false, &trusted);
+        let proxies = given.trusted.parse::<ipnet::IpNet>().into_iter().collect();
+        let client_ip_header = given.client_ip_header.map(|name| name.parse().unwrap());
+        let client_ip_header = client_ip_header.as_ref();
+        let headers = ProxyHeaders::XForwarded;
+        let trust = Trust { proxies: &proxies, private: false, headers, client_ip_header };
+        let forwarded = Forwarded::read(&given.fields, peer, false, &trust);
         let mut out = Vec::new();
         let head = RequestHead {
             method: &Method::POST,
@@ -216,6 +240,7 @@ mod tests {
             now_ms: 1_700_000_000_000,
             body: given.body,
             websocket: given.websocket,
+            client_ip_header,
         };
         head.write(&mut out);
         let text = String::from_utf8(out).unwrap();
@@ -310,7 +335,7 @@ mod tests {
     fn a_trusted_proxy_speaks_for_its_client() {
         let fields = map(&[
             ("host", "shop.test"),
-            ("x-forwarded-for", "1.2.3.4"),
+            ("x-forwarded-for", "6.6.6.6, 1.2.3.4"),
             ("x-forwarded-proto", "https"),
             ("x-forwarded-host", "www.shop.test"),
             ("x-forwarded-port", "443"),
@@ -318,13 +343,32 @@ mod tests {
         assert_eq!(
             passed(Given { fields, trusted: "10.0.0.0/8", ..Given::default() }),
             [
-                "x-forwarded-for: 1.2.3.4, 10.0.0.1",
+                "x-forwarded-for: 1.2.3.4",
                 "x-forwarded-host: www.shop.test",
                 "x-forwarded-port: 443",
                 "x-forwarded-proto: https",
                 "x-real-ip: 1.2.3.4",
             ]
         );
+    }
+
+    #[test]
+    fn the_clients_own_field_is_written_for_the_app_too() {
+        for (trusted, client) in [("", "10.0.0.1"), ("10.0.0.0/8", "1.2.3.4")] {
+            let fields = map(&[
+                ("host", "shop.test"),
+                ("my-client", "1.2.3.4"),
+                ("my_client", "6.6.6.6"),
+                ("my-client-too", "kept"),
+            ]);
+            let given = Given { fields, trusted, client_ip_header: Some("My-Client"), ..Given::default() };
+            let written = written(&given).1;
+            let named: Vec<&String> = written.iter().filter(|field| field.starts_with("my")).collect();
+            assert_eq!(named, ["my-client-too: kept", &format!("my-client: {client}")], "{trusted}");
+            assert!(written.contains(&format!("x-forwarded-for: {client}")), "{written:?}");
+        }
+        let once = Given { client_ip_header: Some("X-Real-IP"), ..Given::default() };
+        assert_eq!(passed(once), Vec::<String>::new());
     }
 
     #[test]
