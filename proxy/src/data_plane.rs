@@ -11,6 +11,7 @@ pub mod deadline;
 pub mod exchange;
 pub mod forward;
 pub mod forwarded;
+pub mod frame_guard;
 pub mod head_guard;
 pub mod headers;
 pub mod http2_stream;

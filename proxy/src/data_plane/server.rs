@@ -288,6 +288,9 @@ async fn watched(
             }
         }
         if let Poll::Ready(served) = ended {
+            if connection.activity.has_flooded() {
+                worker.metrics.connections().count_closed(Closed::Flood);
+            }
             if served.is_err_and(|error| error.is_parse()) {
                 worker.metrics.process().malformed_requests.fetch_add(1, Ordering::Relaxed);
             }
