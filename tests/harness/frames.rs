@@ -249,11 +249,16 @@ impl Frames {
             let stream = number(&head[5..9]) & 0x7fff_ffff;
             let frame = Frame { kind: head[3], flags: head[4], stream, payload: payload.to_vec() };
             self.read += 9 + payload.len();
-            match (frame.kind, frame.flags & Frame::ACK) {
-                (Frame::PING, 0) => drop(self.raw.send(self::frame(Frame::PING, Frame::ACK, 0, &frame.payload))),
-                (Frame::SETTINGS, 0) => drop(self.raw.send(self::frame(Frame::SETTINGS, Frame::ACK, 0, b""))),
-                _ => {}
-            }
+            // A ping comes back as it came; settings are taken as they are.
+            let echo = match (frame.kind, frame.flags & Frame::ACK) {
+                (Frame::PING, 0) => &frame.payload[..],
+                (Frame::SETTINGS, 0) => b"",
+                _ => {
+                    self.seen.push(frame);
+                    continue;
+                }
+            };
+            self.raw.send(self::frame(frame.kind, Frame::ACK, 0, echo));
             self.seen.push(frame);
         }
     }

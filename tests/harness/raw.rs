@@ -58,7 +58,8 @@ impl Raw {
         let tcp = TcpStream::connect(address).expect("the listener accepts");
         tcp.set_nodelay(true).expect("a fresh socket takes options");
         let name = ServerName::try_from(name.to_owned()).expect("a host name");
-        let session = ClientConnection::new(Arc::new(tls::client_config(alpn)), name).expect("a configuration");
+        let session =
+            ClientConnection::new(Arc::new(tls::client_config(alpn)), name).expect("a configuration");
         Self { stream: Stream::Tls(Box::new(StreamOwned::new(session, tcp))), seen: Vec::new() }
     }
 

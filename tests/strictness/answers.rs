@@ -47,8 +47,18 @@ fn rows() -> Vec<Row> {
     let ok = |rest: &str| format!("HTTP/1.1 200 OK\r\n{rest}");
     let field = |field: &str| ok(&format!("{field}\r\nContent-Length: 2\r\n\r\nok"));
     let mut rows = vec![
-        row("R01", ok("Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"), Keep, Either("hello")),
-        row("R02", ok(&format!("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n{POISON}")), Keep, Either("")),
+        row(
+            "R01",
+            ok("Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
+            Keep,
+            Either("hello"),
+        ),
+        row(
+            "R02",
+            ok(&format!("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n{POISON}")),
+            Keep,
+            Either(""),
+        ),
         row("R03", ok("Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!"), Keep, BadGateway),
         row("R03a", ok("Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello"), Keep, Either("hello")),
         row("R04", ok("Content-Length: +5\r\n\r\nhello"), Keep, BadGateway),
@@ -65,14 +75,29 @@ fn rows() -> Vec<Row> {
         row("R11", ok("Transfer-Encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n"), Keep, Cut),
         row("R11a", ok("Transfer-Encoding: chunked\r\n\r\n5\r\nhelloXX0\r\n\r\n"), Keep, Cut),
         row("R11b", ok("Transfer-Encoding: chunked\r\n\r\n5\nhello\r\n0\r\n\r\n"), Keep, Cut),
-        row("R11c", ok("Transfer-Encoding: chunked\r\n\r\n10000000000000005\r\nhello\r\n0\r\n\r\n"), Keep, Cut),
+        row(
+            "R11c",
+            ok("Transfer-Encoding: chunked\r\n\r\n10000000000000005\r\nhello\r\n0\r\n\r\n"),
+            Keep,
+            Cut,
+        ),
         row("R12", "HTTP/1.1 200 OK\r\nContent-Le", Close, BadGateway),
         row("R12a", "", Close, BadGateway),
         row("R12b", "", Reset, BadGateway),
         row("R13", ok(&format!("Content-Length: 2\r\n\r\nok{POISON}")), Keep, Body("ok")),
-        row("R14", ok(&format!("Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n{POISON}")), Keep, Body("ok")),
+        row(
+            "R14",
+            ok(&format!("Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n{POISON}")),
+            Keep,
+            Body("ok"),
+        ),
         row("R15", format!("HTTP/1.1 204 No Content\r\n\r\n{POISON}"), Keep, Body("")),
-        row("R15a", format!("HTTP/1.1 204 No Content\r\nContent-Length: 6\r\n\r\npoison{POISON}"), Keep, Body("")),
+        row(
+            "R15a",
+            format!("HTTP/1.1 204 No Content\r\nContent-Length: 6\r\n\r\npoison{POISON}"),
+            Keep,
+            Body(""),
+        ),
         row("R16", format!("HTTP/1.1 304 Not Modified\r\nContent-Length: 6\r\n\r\n{POISON}"), Keep, Body("")),
         row("R16a", ok("Content-Length: 0\r\n\r\npoison"), Keep, Body("")),
         row("R19", field("X-A: a\0b"), Keep, BadGateway),
@@ -85,10 +110,31 @@ fn rows() -> Vec<Row> {
         row("R23a", field("X\u{1}: b"), Keep, BadGateway),
         row("R23b", field(": b"), Keep, BadGateway),
         row("R24", ok("Content-Length : 5\r\n\r\nhello"), Keep, BadGateway),
-        row("R25", format!("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n{}", field("X: y")), Keep, Body("ok")),
-        row("R26", format!("{}{}", "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n".repeat(50), field("X: y")), Keep, Body("ok")),
+        row(
+            "R25",
+            format!(
+                "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n{}",
+                field("X: y")
+            ),
+            Keep,
+            Body("ok"),
+        ),
+        row(
+            "R26",
+            format!("{}{}", "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n".repeat(50), field("X: y")),
+            Keep,
+            Body("ok"),
+        ),
         // A length in an interim answer would make the final one look like its body.
-        row("R26a", format!("HTTP/1.1 103 Early Hints\r\nContent-Length: 70\r\nTransfer-Encoding: chunked\r\n\r\n{}", field("X: y")), Keep, Body("ok")),
+        row(
+            "R26a",
+            format!(
+                "HTTP/1.1 103 Early Hints\r\nContent-Length: 70\r\nTransfer-Encoding: chunked\r\n\r\n{}",
+                field("X: y")
+            ),
+            Keep,
+            Body("ok"),
+        ),
         row("R27", "SSH-2.0-OpenSSH_9.2p1\r\n\r\n", Keep, BadGateway),
         row("R27a", "\0\0\0\0\r\n\r\n", Keep, BadGateway),
         row("R28", "<html>hello</html>", Close, BadGateway),
@@ -99,13 +145,28 @@ fn rows() -> Vec<Row> {
         row("R31a", "HTTP/1.2 200 OK\r\nContent-Length: 2\r\n\r\nok", Keep, BadGateway),
         row("R32", "HTTP/1.0 200 OK\r\n\r\nold", Close, Body("old")),
         row("R32a", "HTTP/1.1 200 OK\r\n\r\nnew", Close, Body("new")),
-        row("R33", "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", Close, Either("ok")),
+        row(
+            "R33",
+            "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+            Close,
+            Either("ok"),
+        ),
         row("R34", ok("Transfer-Encoding: gzip, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"), Keep, BadGateway),
-        row("R35", ok("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"), Keep, BadGateway),
+        row(
+            "R35",
+            ok("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
+            Keep,
+            BadGateway,
+        ),
         row("R36", ok("Transfer-Encoding: cow\r\n\r\nhello"), Keep, BadGateway),
         row("R36a", ok("Transfer-Encoding: identity\r\nContent-Length: 5\r\n\r\nhello"), Keep, BadGateway),
         row("R36b", ok("Transfer-Encoding: \u{b}chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"), Keep, BadGateway),
-        row("R37", field("Connection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nProxy-Authenticate: x"), Keep, Body("ok")),
+        row(
+            "R37",
+            field("Connection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nProxy-Authenticate: x"),
+            Keep,
+            Body("ok"),
+        ),
         row("R38", field(&format!("X-A: {}", "x".repeat(100_000))), Keep, Either("ok")),
         row("R38a", field(&format!("X-A: {}", "x".repeat(1 << 20))), Keep, Either("ok")),
         row("R39", field(&["X-A: b"; 2_000].join("\r\n")), Keep, Either("ok")),
@@ -145,7 +206,8 @@ fn answers_are_checked_like_requests() {
     for row in rows() {
         let outcome = run(&chapter.world, &row);
         let answer = &row.answer[..row.answer.len().min(300)];
-        chapter.record(row.id, outcome.map_err(|why| format!("{why}\nthe app sent: {}", answer.escape_ascii())));
+        chapter
+            .record(row.id, outcome.map_err(|why| format!("{why}\nthe app sent: {}", answer.escape_ascii())));
     }
     chapter.end();
 }
@@ -167,6 +229,12 @@ fn run(world: &World, row: &Row) -> Result<(), String> {
     client.send(format!("{same}\r\nHost: shop.test\r\nConnection: close\r\n\r\n"));
     client.read_to_end();
     let mut answers = strict::answers(client.bytes(), to_head, true)?;
+    let is_plain = |interim: &Answer| {
+        ["content-length", "transfer-encoding"].iter().all(|name| interim.values(name).is_empty())
+    };
+    if let Some(interim) = answers.iter().find(|answer| !is_final(answer) && !is_plain(answer)) {
+        return Err(format!("an interim answer with a body: {interim:?}"));
+    }
     answers.retain(is_final);
     if answers.last().is_some_and(|last| last.body == same) {
         answers.pop();
@@ -187,11 +255,18 @@ fn run(world: &World, row: &Row) -> Result<(), String> {
 fn judge(want: Want, answers: &[Answer]) -> Result<(), String> {
     let [answer] = answers else {
         // A client sees a cut in an answer whose head has not come, too.
-        return if matches!(want, Want::Cut) && answers.is_empty() { Ok(()) } else { Err(format!("{answers:#?}")) };
+        return if matches!(want, Want::Cut) && answers.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{answers:#?}"))
+        };
     };
     let hops = ["x-hop", "keep-alive", "proxy-authenticate"];
     let delivered = |body: &str| {
-        !answer.cut && answer.status < 400 && answer.body == body && hops.iter().all(|hop| answer.values(hop).is_empty())
+        !answer.cut
+            && answer.status < 400
+            && answer.body == body
+            && hops.iter().all(|hop| answer.values(hop).is_empty())
     };
     let sound = match want {
         Want::BadGateway => answer.status == 502,
@@ -211,7 +286,9 @@ fn a_pooled_connection_is_silent_between_answers() {
             let line = seen.request_line();
             let late: &[u8] = match () {
                 () if line.contains("/late-answer") => POISON.as_bytes(),
-                () if line.contains("/late-408") => b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n",
+                () if line.contains("/late-408") => {
+                    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n"
+                }
                 () if line.contains("/late-byte") => b"\n",
                 () => return,
             };

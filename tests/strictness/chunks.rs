@@ -38,7 +38,9 @@ fn chunks_are_well_formed_or_nothing_is_complete() {
     ] {
         chapter.case(id, chunked(body)).half_closes().refused(&[400]);
     }
-    for (id, body) in [("C16", "5\r\nhel"), ("C37", "5\r\nhello\r\n"), ("C34", "5\r\nhello\r\n0\r\n"), ("C35", "")] {
+    for (id, body) in
+        [("C16", "5\r\nhel"), ("C37", "5\r\nhello\r\n"), ("C34", "5\r\nhello\r\n0\r\n"), ("C35", "")]
+    {
         chapter.case(id, chunked(body)).half_closes().refused(&[400, 499]);
     }
     for (id, body) in [
@@ -66,7 +68,11 @@ fn trailers_say_nothing_and_swallow_nothing() {
         chapter.case(id, chunked(&format!("5\r\nhello\r\n0\r\n{trailers}\r\n"))).judged(|seen| {
             is_passed(seen, "hello")?;
             let body = seen.upstream[0].text();
-            if body.contains("1.2.3.4") || body.contains("evil") || body.contains(": x") { Err(body) } else { Ok(()) }
+            if body.contains("1.2.3.4") || body.contains("evil") || body.contains(": x") {
+                Err(body)
+            } else {
+                Ok(())
+            }
         });
     }
     chapter.case("C19b", chunked("5\r\nhello\r\n0\r\nX-Checksum: 1\r\n\r\n")).judged(|seen| {
@@ -86,7 +92,9 @@ fn trailers_say_nothing_and_swallow_nothing() {
         chapter.case(id, chunked(&body)).refused(&[400]);
         chapter.case(id, chunked(&format!("{body}{next}"))).refused(&[400]);
     }
-    for (id, trailer) in [("C39", "X : 1\r\n"), ("C40", "no colon\r\n"), ("C41", "X: 1\r\n folded\r\n"), ("C42", "X: \0\r\n")] {
+    for (id, trailer) in
+        [("C39", "X : 1\r\n"), ("C40", "no colon\r\n"), ("C41", "X: 1\r\n folded\r\n"), ("C42", "X: \0\r\n")]
+    {
         chapter.case(id, chunked(&format!("5\r\nhello\r\n0\r\n{trailer}\r\n"))).refused(&[400]);
     }
     let much = format!("5\r\nhello\r\n0\r\nX: {}\r\n\r\n", "x".repeat(1 << 20));

@@ -35,7 +35,10 @@ fn fields_are_well_formed() {
     // Behind a body, too: whatever announced its length.
     for (id, first) in [
         ("F06d", "POST /t HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 5\r\n\r\na\nb\nc"),
-        ("F06e", "POST /t HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n3\r\na\nb\r\n0\r\n\r\n"),
+        (
+            "F06e",
+            "POST /t HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n3\r\na\nb\r\n0\r\n\r\n",
+        ),
         ("F06f", "GET /t HTTP/1.1\r\nHost: shop.test\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"),
     ] {
         chapter.case(id, format!("{first}GET /smuggled HTTP/1.1\nHost: shop.test\n\n")).judged(|seen| {

@@ -7,13 +7,18 @@ use harness::{Fields, Frame, Frames, Patient, Recorder, World, block, frame, hea
 
 use super::house::{Chapter, echo};
 
-const GET: Fields<'_> = &[(":method", "GET"), (":scheme", "http"), (":path", "/t"), (":authority", "shop.test")];
-const POST: Fields<'_> = &[(":method", "POST"), (":scheme", "http"), (":path", "/t"), (":authority", "shop.test")];
+const GET: Fields<'_> =
+    &[(":method", "GET"), (":scheme", "http"), (":path", "/t"), (":authority", "shop.test")];
+const POST: Fields<'_> =
+    &[(":method", "POST"), (":scheme", "http"), (":path", "/t"), (":authority", "shop.test")];
 const REFUSED_STREAM: u32 = 7;
 const CANCEL: [u8; 4] = [0, 0, 0, 8];
 const ENHANCE_YOUR_CALM: u32 = 11;
 /// Resident memory that one flood may leave behind; an allocator keeps some of what it has had.
 const GROWTH_KIB_MAX: u64 = 32 * 1024;
+
+/// The frame with which a client breaks a stream.
+type Breaking = Box<dyn Fn(u32) -> Vec<u8>>;
 
 /// Runs one flood; judges memory, what arrived upstream, and whether others are served.
 fn flood(chapter: &mut Chapter, id: &str, attack: impl FnOnce(&World) -> Result<(), String>) {
@@ -47,7 +52,13 @@ fn floods_of_frames_are_calmed() {
     let open_block = || frame(Frame::HEADERS, 0, 1, &block(GET));
     let upload = || headers(1, 0, POST);
     for (id, opening, one, times, codes) in [
-        ("D02", open_block(), frame(Frame::CONTINUATION, 0, 1, &[0; 16_384]), 1_280, &[1, 9, ENHANCE_YOUR_CALM][..]),
+        (
+            "D02",
+            open_block(),
+            frame(Frame::CONTINUATION, 0, 1, &[0; 16_384]),
+            1_280,
+            &[1, 9, ENHANCE_YOUR_CALM][..],
+        ),
         ("D03", open_block(), frame(Frame::CONTINUATION, 0, 1, b""), 30_000, calm),
         ("D04", vec![], frame(Frame::SETTINGS, 0, 0, b""), 30_000, calm),
         ("D04a", vec![], frame(Frame::SETTINGS, 0, 0, &[0, 4, 0, 0, 255, 255].repeat(100)), 30_000, calm),
@@ -71,11 +82,17 @@ fn floods_of_frames_are_calmed() {
     }
     // Each stream is broken by its client, so that it is for us to reset it (CVE-2025-8671).
     let promising = [POST, &[("content-length", "5")]].concat();
-    let broken: [(&str, Box<dyn Fn(u32) -> Vec<u8>>, &[u32]); 3] = [
+    let broken: [(&str, Breaking, &[u32]); 3] = [
         // h2 ends the connection for the first one.
         ("D08a", Box::new(|stream| frame(Frame::WINDOW_UPDATE, 0, stream, &[0; 4])), &[1]),
         ("D08d", Box::new(|stream| frame(Frame::DATA, Frame::END_STREAM, stream, b"too long")), calm),
-        ("D08e", Box::new(|stream| frame(Frame::PRIORITY, 0, stream, &[&stream.to_be_bytes()[..], &[16]].concat())), calm),
+        (
+            "D08e",
+            Box::new(|stream| {
+                frame(Frame::PRIORITY, 0, stream, &[&stream.to_be_bytes()[..], &[16]].concat())
+            }),
+            calm,
+        ),
     ];
     for (id, break_it, codes) in broken {
         flood(&mut chapter, id, |world| {
@@ -117,9 +134,15 @@ fn streams_that_are_given_up_are_counted() {
         let mut client = Frames::connect(world.http());
         for n in 0..3_000 {
             let stream = 2 * n + 1;
-            client.send(headers(stream, Frame::END_STREAM, GET)).send(frame(Frame::PING, 0, 0, &u64::from(n).to_be_bytes()));
+            client.send(headers(stream, Frame::END_STREAM, GET)).send(frame(
+                Frame::PING,
+                0,
+                0,
+                &u64::from(n).to_be_bytes(),
+            ));
             let pong = |frame: &Frame| {
-                frame.kind == Frame::GOAWAY || (frame.kind == Frame::PING && frame.payload == u64::from(n).to_be_bytes())
+                frame.kind == Frame::GOAWAY
+                    || (frame.kind == Frame::PING && frame.payload == u64::from(n).to_be_bytes())
             };
             if client.read_until(pong).is_none_or(|frame| frame.kind == Frame::GOAWAY) {
                 break;
@@ -173,7 +196,8 @@ fn streams_beyond_the_limit_are_refused() {
                 client.send(frame(Frame::PING, 0, 0, b"are over"));
                 client.read_until(|frame| frame.kind == Frame::PING && frame.payload == b"are over");
             }
-            let grown_upstream = clients.iter().filter(|client| client.seen.iter().any(|f| f.status() == Some(200)));
+            let grown_upstream =
+                clients.iter().filter(|client| client.seen.iter().any(|f| f.status() == Some(200)));
             match grown_upstream.count() {
                 0 => Ok(()),
                 n => Err(format!("{n} were served")),
@@ -255,5 +279,9 @@ fn h2load_is_served_in_bounded_memory() {
     println!("h2load: 100000 streams on 4 connections, {grown} KiB more at the peak");
     assert!(text.contains("100000 succeeded, 0 failed, 0 errored, 0 timeout"), "{text}");
     assert!(grown <= GROWTH_KIB_MAX, "{grown} KiB");
-    assert_eq!(world.daemon.metric("portcullis_connections_closed_total{reason=\"flood\"}"), 0, "nobody flooded");
+    assert_eq!(
+        world.daemon.metric("portcullis_connections_closed_total{reason=\"flood\"}"),
+        0,
+        "nobody flooded"
+    );
 }

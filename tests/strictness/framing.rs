@@ -55,18 +55,19 @@ fn a_body_has_one_length() {
     }
     chapter.case("B06", post("Content-Length: 5, 5\r\n", "hello")).either(&[400], "hello");
     let says_five = |request: &super::strict::Request| request.values("content-length") == ["5"];
-    for (id, length) in [
-        ("B05", "5\r\nContent-Length: 5"),
-        ("B29", "005"),
-        ("B29b", "5 \t"),
-        ("B29c", "\t 5"),
-    ] {
+    for (id, length) in
+        [("B05", "5\r\nContent-Length: 5"), ("B29", "005"), ("B29b", "5 \t"), ("B29c", "\t 5")]
+    {
         let bytes = post(&format!("Content-Length: {length}\r\n"), "hello");
         chapter.case(id, bytes).checks(says_five).passed("hello");
     }
-    chapter.case("B29a", post("Content-Length: 0000000000000000000000005\r\n", "hello")).either(&[400], "hello");
+    chapter
+        .case("B29a", post("Content-Length: 0000000000000000000000005\r\n", "hello"))
+        .either(&[400], "hello");
     chapter.case("B29d", post("Content-Length: 000\r\n", "")).passed("");
-    chapter.case("B29e", post("Content-Length: 5\r\nContent-Length: 005\r\n", "hello")).either(&[400], "hello");
+    chapter
+        .case("B29e", post("Content-Length: 5\r\nContent-Length: 005\r\n", "hello"))
+        .either(&[400], "hello");
     chapter.end();
 }
 
@@ -120,7 +121,10 @@ fn chunked_is_the_only_transfer_coding() {
     let mut odd_name = b"POST /t HTTP/1.1\r\nHost: shop.test\r\nContent-Length\xff: 5\r\n\r\n".to_vec();
     odd_name.extend_from_slice(b"hello");
     chapter.case("B66", odd_name).half_closes().refused(&[400]);
-    for (id, version) in [("B61", "Transfer-Encoding: chunked\r\n"), ("B62", "Connection: keep-alive\r\nTransfer-Encoding: chunked\r\n")] {
+    for (id, version) in [
+        ("B61", "Transfer-Encoding: chunked\r\n"),
+        ("B62", "Connection: keep-alive\r\nTransfer-Encoding: chunked\r\n"),
+    ] {
         let bytes = format!("POST /t HTTP/1.0\r\nHost: shop.test\r\n{version}\r\n{CHUNKED}");
         chapter.case(id, bytes).refused(&[400, 501]);
     }
@@ -133,7 +137,8 @@ fn chunked_is_the_only_transfer_coding() {
         ("B59", "Transfer_Encoding: chunked\r\nContent-Length: 5\r\n"),
         ("B60", "Content_Length: 9\r\nContent-Length: 5\r\n"),
     ] {
-        let no_twin = |request: &super::strict::Request| !request.fields.iter().any(|(name, _)| name.contains('_'));
+        let no_twin =
+            |request: &super::strict::Request| !request.fields.iter().any(|(name, _)| name.contains('_'));
         chapter.case(id, post(fields, "hello")).checks(no_twin).passed("hello");
     }
     chapter.case("B69", post("Connection: Content-Length\r\nContent-Length: 5\r\n", "hello")).passed("hello");
@@ -161,11 +166,16 @@ fn bodies_of_methods_that_have_none_stay_bodies() {
         ),
     );
     let length = SMUGGLED.len();
-    for (id, method, path) in
-        [("A16", "GET", "/t"), ("A17", "HEAD", "/t"), ("A18", "OPTIONS", "/t"), ("A19", "GET", "/up?x"), ("A19a", "DELETE", "/t")]
-    {
-        let bytes =
-            format!("{method} {path} HTTP/1.1\r\nHost: shop.test\r\nContent-Length: {length}\r\n\r\n{SMUGGLED}");
+    for (id, method, path) in [
+        ("A16", "GET", "/t"),
+        ("A17", "HEAD", "/t"),
+        ("A18", "OPTIONS", "/t"),
+        ("A19", "GET", "/up?x"),
+        ("A19a", "DELETE", "/t"),
+    ] {
+        let bytes = format!(
+            "{method} {path} HTTP/1.1\r\nHost: shop.test\r\nContent-Length: {length}\r\n\r\n{SMUGGLED}"
+        );
         chapter.case(id, bytes).either(&[400], SMUGGLED);
     }
     for (id, method) in [("A20", "GET"), ("A20a", "HEAD"), ("A20b", "OPTIONS")] {

@@ -47,10 +47,14 @@ fn a_request_has_one_host() {
     }
     let long = format!("GET /t HTTP/1.1\r\nHost: {}.test\r\n\r\n", "a".repeat(300));
     chapter.case("E26", long).refused(&[400, 404, 421]);
-    for (id, host) in [("E27", "evil.test"), ("E28", "127.0.0.1"), ("E29", "a.shop.test"), ("E30", "localhost")] {
+    for (id, host) in
+        [("E27", "evil.test"), ("E28", "127.0.0.1"), ("E29", "a.shop.test"), ("E30", "localhost")]
+    {
         chapter.case(id, format!("GET /t HTTP/1.1\r\nHost: {host}\r\n\r\n")).refused(&[404]);
     }
-    for (id, host) in [("E24", "SHOP.TEST"), ("E25", "shop.test."), ("E31", "shop.test:8080"), ("E32", " shop.test \t")] {
+    for (id, host) in
+        [("E24", "SHOP.TEST"), ("E25", "shop.test."), ("E31", "shop.test:8080"), ("E32", " shop.test \t")]
+    {
         let told = host.trim().to_owned();
         let is_told = move |request: &Request| {
             request.values("host") == [told.as_str()] && request.values("x-forwarded-host") == [told.as_str()]

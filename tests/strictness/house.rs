@@ -55,7 +55,13 @@ impl Chapter {
     pub(super) fn end(self) {
         println!("strictness: {} cases of {}", self.count, self.name);
         let failures = &self.failures;
-        assert!(failures.is_empty(), "{} of {} failed:\n\n{}", failures.len(), self.count, failures.join("\n\n"));
+        assert!(
+            failures.is_empty(),
+            "{} of {} failed:\n\n{}",
+            failures.len(),
+            self.count,
+            failures.join("\n\n")
+        );
     }
 
     fn run(&mut self, bytes: &[u8], half_closes: bool) -> Result<Seen, String> {
@@ -175,7 +181,8 @@ impl Case<'_> {
     fn judge(self, statuses: Option<&[u16]>, body: Option<&str>) {
         let (must_close, checks) = (self.must_close, self.checks);
         let outcome = self.chapter.run(&self.bytes, self.half_closes).and_then(|seen| {
-            let refused = statuses.map_or(Err("it may not be refused".to_owned()), |ok| is_refused(&seen, ok));
+            let refused =
+                statuses.map_or(Err("it may not be refused".to_owned()), |ok| is_refused(&seen, ok));
             let passed = body.map_or(Err("it may not be passed".to_owned()), |body| {
                 let request = is_passed(&seen, body)?;
                 if must_close && seen.stayed_open {

@@ -31,7 +31,8 @@ fn row<'r>(id: &'r str, fields: Fields<'r>, data: Option<&'r str>, want: Want) -
 
 impl Row<'_> {
     fn all_fields(&self) -> Vec<(&str, &str)> {
-        let base = [(":method", self.method), (":scheme", "http"), (":path", "/t"), (":authority", "shop.test")];
+        let base =
+            [(":method", self.method), (":scheme", "http"), (":path", "/t"), (":authority", "shop.test")];
         let replaced = |name: &str| self.fields.iter().any(|(n, _)| n.trim_end_matches('!') == name);
         let kept = base.into_iter().filter(|(name, _)| !replaced(name));
         // `!` is no value: the field is left out.
@@ -67,7 +68,8 @@ impl Row<'_> {
             }
         }
         let upstream = chapter.upstream_of_case(is_open)?;
-        let refused = (end.as_ref().is_none_or(|end| end.error().is_some()) || status.is_some_and(|status| status >= 400))
+        let refused = (end.as_ref().is_none_or(|end| end.error().is_some())
+            || status.is_some_and(|status| status >= 400))
             && upstream.iter().all(|seen| !seen.complete);
         let passed = match (status, &upstream[..]) {
             (Some(200), [received]) => Request::parse(received).and_then(|request| {
@@ -79,7 +81,9 @@ impl Row<'_> {
         match (&self.want, refused, passed) {
             (Want::Refused, true, _) | (Want::Passed, _, Ok(())) | (Want::Either, _, Ok(())) => Ok(()),
             (Want::Either, true, _) => Ok(()),
-            (_, refused, passed) => Err(format!("refused: {refused}, passed: {passed:?}\n{:?}", self.all_fields())),
+            (_, refused, passed) => {
+                Err(format!("refused: {refused}, passed: {passed:?}\n{:?}", self.all_fields()))
+            }
         }
     }
 }
@@ -156,7 +160,12 @@ fn a_stream_is_one_request() {
         row("H36a", &[(":method!", "")], none, Refused),
         row("H36b", &[(":scheme!", "")], none, Refused),
         row("H37", &[(":status", "200")], none, Refused),
-        row("H38", &[(":method", "CONNECT"), (":authority", "127.0.0.1:22"), (":path!", ""), (":scheme!", "")], none, Refused),
+        row(
+            "H38",
+            &[(":method", "CONNECT"), (":authority", "127.0.0.1:22"), (":path!", ""), (":scheme!", "")],
+            none,
+            Refused,
+        ),
         row("H38a", &[(":method", "CONNECT")], none, Refused),
         row("H39", &[(":method", "CONNECT"), (":protocol", "connect-udp")], none, Refused),
         row("H39a", &[(":protocol", "websocket")], none, Refused),
@@ -167,12 +176,34 @@ fn a_stream_is_one_request() {
         row("H51", &[(":authority", "shop.test,evil.test")], none, Refused),
     ];
     for (id, fields, data, check) in [
-        ("H40", &[("cookie", "a=1"), ("cookie", "b=2")][..], none, (|seen| seen.values("cookie") == ["a=1; b=2"]) as fn(&Request) -> bool),
-        ("H41", &[("x-forwarded-for", "forged"), ("forwarded", "for=forged"), ("x-real-ip", "forged")], none, |seen| !seen.mentions("forged")),
-        ("H42", &[("x-forwarded-proto", "forged"), ("x-forwarded-host", "forged"), ("x_forwarded_for", "forged")], none, |seen| !seen.mentions("forged")),
-        ("H57", &[("client-ip", "forged"), ("proxy", "forged"), ("x-sendfile-type", "forged")], none, |seen| !seen.mentions("forged")),
+        (
+            "H40",
+            &[("cookie", "a=1"), ("cookie", "b=2")][..],
+            none,
+            (|seen| seen.values("cookie") == ["a=1; b=2"]) as fn(&Request) -> bool,
+        ),
+        (
+            "H41",
+            &[("x-forwarded-for", "forged"), ("forwarded", "for=forged"), ("x-real-ip", "forged")],
+            none,
+            |seen| !seen.mentions("forged"),
+        ),
+        (
+            "H42",
+            &[("x-forwarded-proto", "forged"), ("x-forwarded-host", "forged"), ("x_forwarded_for", "forged")],
+            none,
+            |seen| !seen.mentions("forged"),
+        ),
+        (
+            "H57",
+            &[("client-ip", "forged"), ("proxy", "forged"), ("x-sendfile-type", "forged")],
+            none,
+            |seen| !seen.mentions("forged"),
+        ),
         ("H43", &[("host", "shop.test")], none, |seen| seen.values("host") == ["shop.test"]),
-        ("H43a", &[(":authority!", ""), ("host", "shop.test")], none, |seen| seen.values("host") == ["shop.test"]),
+        ("H43a", &[(":authority!", ""), ("host", "shop.test")], none, |seen| {
+            seen.values("host") == ["shop.test"]
+        }),
         ("H54", &[("content-length", "005")], five, |seen| seen.values("content-length") == ["5"]),
         ("H55", &[(":authority", "SHOP.TEST:8080")], none, |_| true),
         ("H56", &[("expect", "100-continue")], five, |seen| seen.values("expect").is_empty()),
@@ -214,7 +245,11 @@ fn a_stream_that_is_reset_is_never_complete() {
         client.read_until(|frame| (frame.kind, frame.flags) == (Frame::PING, Frame::ACK));
         client.send(frame(Frame::RST_STREAM, 0, 1, &8_u32.to_be_bytes()));
         harness::eventually("it is over", || {
-            if chapter.world.daemon.access_log().len() > begun { Ok(()) } else { Err("it goes on".to_owned()) }
+            if chapter.world.daemon.access_log().len() > begun {
+                Ok(())
+            } else {
+                Err("it goes on".to_owned())
+            }
         });
         let outcome = chapter.upstream_of_case(false).and_then(|upstream| {
             let complete = upstream.iter().any(|seen| seen.complete);

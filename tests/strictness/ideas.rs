@@ -12,7 +12,8 @@ fn requests_are_told_apart() {
     let mut chapter = Chapter::begin("requests behind requests");
     // One write with many requests, and many writes with one.
     let mut client = Raw::connect(chapter.world.http());
-    let requests: String = (0..50).map(|n| format!("GET /pipelined-{n} HTTP/1.1\r\nHost: shop.test\r\n\r\n")).collect();
+    let requests: String =
+        (0..50).map(|n| format!("GET /pipelined-{n} HTTP/1.1\r\nHost: shop.test\r\n\r\n")).collect();
     client.send(requests).send("GET /last HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n");
     client.read_to_end();
     let bodies: Vec<String> = strict::answers(client.bytes(), false, true)
@@ -24,7 +25,10 @@ fn requests_are_told_apart() {
 
     let mut client = Raw::connect(chapter.world.http());
     chapter.recorder.forget();
-    let dripped = post("Transfer-Encoding: chunked\r\nConnection: close\r\n", "2\r\na\n\r\n3;x=y\r\n\nbc\r\n0\r\nX: y\r\n\r\n");
+    let dripped = post(
+        "Transfer-Encoding: chunked\r\nConnection: close\r\n",
+        "2\r\na\n\r\n3;x=y\r\n\nbc\r\n0\r\nX: y\r\n\r\n",
+    );
     for byte in dripped {
         client.send([byte]);
     }
@@ -53,7 +57,9 @@ fn requests_are_told_apart() {
         ("X10", "CONTENT_LENGTH: 3\r\nContent-Length: 5\r\n"),
         ("X11", "Content-Length-: 3\r\nContent-Length: 5\r\n"),
     ] {
-        let one_length = |request: &Request| request.values("content-length") == ["5"] && !request.mentions("content_length");
+        let one_length = |request: &Request| {
+            request.values("content-length") == ["5"] && !request.mentions("content_length")
+        };
         chapter.case(id, post(fields, "hello")).checks(one_length).passed("hello");
     }
     let spaced = format!("Content-Length:{}5\r\n", " ".repeat(100));
@@ -71,11 +77,18 @@ fn requests_are_told_apart() {
     }
     let behind_upgrade = format!(
         "GET /t HTTP/1.1\r\nHost: shop.test\r\nUpgrade: foo\r\n\r\n{}",
-        String::from_utf8_lossy(&post("Transfer-Encoding: chunked\r\n", &format!("5\r\nhello\r\n0\r\nX: y\n{SMUGGLED}")))
+        String::from_utf8_lossy(&post(
+            "Transfer-Encoding: chunked\r\n",
+            &format!("5\r\nhello\r\n0\r\nX: y\n{SMUGGLED}")
+        ))
     );
     chapter.case("X17", behind_upgrade).judged(|seen| {
         let statuses: Vec<u16> = seen.answers.iter().map(|answer| answer.status).collect();
-        if statuses == [200, 400] && !seen.stayed_open { Ok(()) } else { Err("the trailers swallowed it".to_owned()) }
+        if statuses == [200, 400] && !seen.stayed_open {
+            Ok(())
+        } else {
+            Err("the trailers swallowed it".to_owned())
+        }
     });
     chapter.end();
 }
@@ -83,19 +96,40 @@ fn requests_are_told_apart() {
 #[test]
 fn what_we_write_ourselves_cannot_be_written_to() {
     let mut chapter = Chapter::begin("our own fields");
-    let told = |name: &'static str, value: &'static str| move |request: &Request| request.values(name) == [value];
-    chapter.case("X20", get("X-Forwarded-For: 1.2.3.4\r\n")).checks(told("x-forwarded-for", "127.0.0.1")).passed("");
-    chapter.case("X21", get("X-Forwarded-For: 1.2.3.4, ::1\r\nX-Real-IP: x\r\n")).checks(told("x-real-ip", "127.0.0.1")).passed("");
-    chapter.case("X22", get("X-Forwarded-Proto: https\r\n")).checks(told("x-forwarded-proto", "http")).passed("");
-    chapter.case("X23", "GET https://shop.test/t HTTP/1.1\r\nHost: shop.test\r\n\r\n").checks(told("x-forwarded-proto", "http")).either(&[400], "");
-    chapter.case("X24", get("X-Forwarded-Host: evil.test\r\n")).checks(told("x-forwarded-host", "shop.test")).passed("");
-    chapter.case("X25", get("x-request-id: abc\"}\r\n")).checks(|request| !request.mentions("abc")).passed("");
+    let told =
+        |name: &'static str, value: &'static str| move |request: &Request| request.values(name) == [value];
+    chapter
+        .case("X20", get("X-Forwarded-For: 1.2.3.4\r\n"))
+        .checks(told("x-forwarded-for", "127.0.0.1"))
+        .passed("");
+    chapter
+        .case("X21", get("X-Forwarded-For: 1.2.3.4, ::1\r\nX-Real-IP: x\r\n"))
+        .checks(told("x-real-ip", "127.0.0.1"))
+        .passed("");
+    chapter
+        .case("X22", get("X-Forwarded-Proto: https\r\n"))
+        .checks(told("x-forwarded-proto", "http"))
+        .passed("");
+    chapter
+        .case("X23", "GET https://shop.test/t HTTP/1.1\r\nHost: shop.test\r\n\r\n")
+        .checks(told("x-forwarded-proto", "http"))
+        .either(&[400], "");
+    chapter
+        .case("X24", get("X-Forwarded-Host: evil.test\r\n"))
+        .checks(told("x-forwarded-host", "shop.test"))
+        .passed("");
+    chapter
+        .case("X25", get("x-request-id: abc\"}\r\n"))
+        .checks(|request| !request.mentions("abc"))
+        .passed("");
     // What the log says of a request is one line, whatever the request says.
     let odd = "\"},\"status\":500,\"x\":\"\u{202e}\\";
     chapter.case("X26", get(&format!("User-Agent: {odd}\r\nReferer: {odd}\r\n"))).passed("");
     let log = harness::eventually("the log has it", || {
         let lines = chapter.world.daemon.access_log();
-        let line = lines.iter().find(|line| line["user_agent"].as_str().is_some_and(|agent| agent.contains("status")));
+        let line = lines
+            .iter()
+            .find(|line| line["user_agent"].as_str().is_some_and(|agent| agent.contains("status")));
         line.cloned().ok_or_else(|| format!("{lines:#?}"))
     });
     chapter.record("X27", if log["status"] == 200 { Ok(()) } else { Err(log.to_string()) });
@@ -120,8 +154,15 @@ fn redirects_lead_where_we_say() {
         client.read_to_end();
         let outcome = strict::answers(client.bytes(), false, true).and_then(|answers| match &answers[..] {
             [answer] if matches!(answer.status, 301 | 308 | 400) => {
-                let here = answer.values("location").iter().all(|location| location.starts_with("http://shop.test/"));
-                if here && answer.values("set-cookie").is_empty() { Ok(()) } else { Err(format!("{answer:?}")) }
+                let here = answer
+                    .values("location")
+                    .iter()
+                    .all(|location| location.starts_with("http://shop.test/"));
+                if here && answer.values("set-cookie").is_empty() {
+                    Ok(())
+                } else {
+                    Err(format!("{answer:?}"))
+                }
             }
             other => Err(format!("{other:#?}")),
         });

@@ -54,7 +54,10 @@ fn an_upload_that_drips_is_cut() {
     upload.push(("content-length", "1000000"));
     client.send(headers(1, 0, &upload));
     let ended = |client: &Frames| {
-        client.seen.iter().any(|frame| frame.stream == 1 && (frame.kind == Frame::RST_STREAM || frame.ends_stream()))
+        client
+            .seen
+            .iter()
+            .any(|frame| frame.stream == 1 && (frame.kind == Frame::RST_STREAM || frame.ends_stream()))
     };
     // Reading takes a moment, which paces the drip: never two seconds without a byte, never 500 a second.
     while !ended(&client) {
@@ -112,7 +115,8 @@ fn a_drain_finishes_what_it_has() {
     // First that there will be an end, then where it is.
     let first = client.read_until(|frame| frame.kind == Frame::GOAWAY).expect("a GOAWAY");
     assert_eq!((first.error(), first.last_stream()), (Some(NO_ERROR), Some(0x7fff_ffff)));
-    let last = client.read_until(|frame| frame.kind == Frame::GOAWAY && frame.last_stream() != Some(0x7fff_ffff));
+    let last =
+        client.read_until(|frame| frame.kind == Frame::GOAWAY && frame.last_stream() != Some(0x7fff_ffff));
     assert_eq!(last.and_then(|last| last.last_stream()), Some(2 * STREAMS - 1));
     // Too late: neither answered nor sent to the app.
     let late = 2 * STREAMS + 1;

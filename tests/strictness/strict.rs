@@ -47,7 +47,8 @@ impl Request {
 
     /// Whether `text` is anywhere in the head.
     pub(super) fn mentions(&self, text: &str) -> bool {
-        self.line.contains(text) || self.fields.iter().any(|(name, value)| name.contains(text) || value.contains(text))
+        self.line.contains(text)
+            || self.fields.iter().any(|(name, value)| name.contains(text) || value.contains(text))
     }
 }
 

@@ -90,7 +90,10 @@ fn a_target_has_one_form() {
         let bytes = line(&format!("GET {target} HTTP/1.1"));
         chapter.case(id, bytes).checks(is("GET /t?x HTTP/1.1")).either(&[400], "");
     }
-    chapter.case("D27d", "GET http://shop.test HTTP/1.1\r\nHost: shop.test\r\n\r\n").checks(is("GET / HTTP/1.1")).passed("");
+    chapter
+        .case("D27d", "GET http://shop.test HTTP/1.1\r\nHost: shop.test\r\n\r\n")
+        .checks(is("GET / HTTP/1.1"))
+        .passed("");
     chapter.case("D27e", "GET http://shop.test/t HTTP/1.1\r\n\r\n").refused(&[400]);
     for (id, path) in [
         ("D34", "//x"),
@@ -118,7 +121,8 @@ fn a_target_has_one_form() {
     let mut client = Raw::connect_tls(chapter.world.daemon.https(), "shop.test", &["http/1.1"]);
     client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
     let answer = client.read_to_end();
-    let sound = (answer.is_empty() || answer.starts_with("HTTP/1.1 400")) && chapter.recorder.received().is_empty();
+    let sound =
+        (answer.is_empty() || answer.starts_with("HTTP/1.1 400")) && chapter.recorder.received().is_empty();
     chapter.record("D33", if sound { Ok(()) } else { Err(answer) });
     chapter.end();
 }

@@ -20,7 +20,10 @@ fn only_a_websocket_is_upgraded() {
     let mut chapter = Chapter::begin("upgrades that are none");
     for (id, fields) in [
         ("G02", "Connection: upgrade\r\nUpgrade: foo\r\n".to_owned()),
-        ("G04", "Connection: upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n".to_owned()),
+        (
+            "G04",
+            "Connection: upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n".to_owned(),
+        ),
         ("G04a", "Connection: upgrade\r\nUpgrade: h2c, websocket\r\nUpgrade: websocket\r\n".to_owned()),
         ("G05", WEBSOCKET.to_owned()),
         ("G05a", "Connection: keep-alive\r\nUpgrade: websocket\r\n".to_owned()),
@@ -31,7 +34,10 @@ fn only_a_websocket_is_upgraded() {
     let old = format!("GET /t HTTP/1.0\r\nHost: shop.test\r\nConnection: upgrade\r\n{WEBSOCKET}\r\n");
     chapter.case("G06", old).checks(asks_for_nothing).passed("");
     let upgrade = format!("Connection: upgrade\r\n{WEBSOCKET}");
-    chapter.case("G07", post(&format!("{upgrade}Content-Length: 5\r\n"), "hello")).checks(asks_for_nothing).passed("hello");
+    chapter
+        .case("G07", post(&format!("{upgrade}Content-Length: 5\r\n"), "hello"))
+        .checks(asks_for_nothing)
+        .passed("hello");
     let get_with = |fields: &str, body: &str| [get(&format!("{upgrade}{fields}")), body.into()].concat();
     chapter.case("G08", get_with("Content-Length: 5\r\n", "hello")).checks(asks_for_nothing).passed("hello");
     let chunked = get_with("Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\n\r\n");
@@ -58,7 +64,8 @@ fn switching(received: &harness::Received, stream: &mut std::net::TcpStream) {
         return echo(received, stream);
     }
     let kind = if received.request_line().contains("/other") { "other" } else { "websocket" };
-    let head = format!("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: {kind}\r\n\r\nhello");
+    let head =
+        format!("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: {kind}\r\n\r\nhello");
     let _ = stream.write_all(head.as_bytes());
     let mut buffer = [0; 1024];
     loop {
@@ -90,7 +97,11 @@ fn a_tunnel_begins_with_the_answer() {
     };
     for (id, bytes) in [
         ("G09", "GET /unasked HTTP/1.1\r\nHost: shop.test\r\n\r\n".to_owned()),
-        ("G09a", "GET /unasked HTTP/1.1\r\nHost: shop.test\r\nConnection: upgrade\r\nUpgrade: foo\r\n\r\n".to_owned()),
+        (
+            "G09a",
+            "GET /unasked HTTP/1.1\r\nHost: shop.test\r\nConnection: upgrade\r\nUpgrade: foo\r\n\r\n"
+                .to_owned(),
+        ),
         ("G09b", "POST /unasked HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 2\r\n\r\nok".to_owned()),
     ] {
         chapter.case(id, bytes).judged(is_bad_gateway);
@@ -105,7 +116,11 @@ fn an_upgrade_that_was_declined_leaves_a_connection() {
     chapter.case("G12", handshake).judged(|seen| {
         let [received] = &seen.upstream[..] else { return Err("not one request".to_owned()) };
         let asked = received.values("upgrade") == ["websocket"];
-        if asked && seen.answers.len() == 1 && seen.stayed_open { Ok(()) } else { Err("it is no ordinary answer".to_owned()) }
+        if asked && seen.answers.len() == 1 && seen.stayed_open {
+            Ok(())
+        } else {
+            Err("it is no ordinary answer".to_owned())
+        }
     });
     chapter.case("G13", get("")).judged(|seen| is_passed(seen, "").map(drop));
     chapter.end();

@@ -210,7 +210,7 @@ mod tests {
             ("a ping each 20 ms", repeat(&[PING], 30_000), ms(20), 0, 30_000),
             ("five priorities a request", repeat(&[2, 2, 2, 2, 2, kind::HEADERS], 5_000), at_once, 0, 30_000),
             ("requests", repeat(&[kind::HEADERS, kind::DATA], 5_000), at_once, 0, 10_000),
-            ("all given up at once", repeat(&[kind::HEADERS, kind::RST_STREAM], 5_000), at_once, 0, 797),
+            ("all given up at once", repeat(&[kind::HEADERS, kind::RST_STREAM], 5_000), at_once, 0, 799),
             ("given up at 50 a second", repeat(&[kind::HEADERS, kind::RST_STREAM], 5_000), ms(10), 0, 1_329),
             ("one of three given up", repeat(&[1, 1, 1, kind::RST_STREAM], 5_000), at_once, 0, 20_000),
             ("updates for nothing", repeat(&[kind::WINDOW_UPDATE], 30_000), at_once, 0, 1_000),

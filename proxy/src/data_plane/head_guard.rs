@@ -12,7 +12,10 @@ enum Place {
     /// So many bytes of it are left.
     Body(u64),
     /// In the line that begins a chunk (RFC 9112 §7.1).
-    ChunkSize { size: u64, in_digits: bool },
+    ChunkSize {
+        size: u64,
+        in_digits: bool,
+    },
     /// So many bytes of a chunk and its line end are left.
     Chunk(u64),
     Trailers,
@@ -238,7 +241,10 @@ mod tests {
             (post("Content-Length: x\r\n", "a\nb\nc"), None),
             (post("Content-Length: 5\r\nContent-Length: 6\r\n", "a\nb\nc\n"), None),
             (post(chunked, "2\r\na\n\r\n0\r\n\r\n"), None),
-            (post(chunked, &format!("2;x=\"y\"\r\na\n\r\nA \r\n\n23456789\n\r\n0\r\nX: y\r\n\r\n{HEAD}")), None),
+            (
+                post(chunked, &format!("2;x=\"y\"\r\na\n\r\nA \r\n\n23456789\n\r\n0\r\nX: y\r\n\r\n{HEAD}")),
+                None,
+            ),
             found_in_second(chunked, "2\r\na\n\r\n0\r\n\r\n"),
             found_in_second(chunked, "2\r\na\n\r\n0\r\nX: y\r\nContent-Length: 9\r\n\r\n"),
             // A tunnel begins with the answer; until then there are only requests.

@@ -43,15 +43,18 @@ impl RequestHead<'_> {
         let nominates = nominates(self.fields);
         let mut has_length = false;
         for (name, value) in self.fields {
-            let name = name.as_str();
-            // h2 lets equal ones be repeated.
-            if name == "content-length" && std::mem::replace(&mut has_length, true) {
-                continue;
+            let (name, mut value) = (name.as_str(), value.as_bytes());
+            if name == "content-length" {
+                // h2 lets equal ones be repeated.
+                if std::mem::replace(&mut has_length, true) {
+                    continue;
+                }
+                value = without_zeros(value);
             }
             let stays =
                 is_replaced(name) || self.settles(name) || (nominates && is_nominated(self.fields, name));
             if !stays {
-                write_field(out, name, value.as_bytes());
+                write_field(out, name, value);
             }
         }
         self.write_who_asks(out);
@@ -127,6 +130,12 @@ impl RequestHead<'_> {
             out.extend_from_slice(b"transfer-encoding: chunked\r\n");
         }
     }
+}
+
+/// `005` is a length (RFC 9110 §8.6), but whoever reads it as octal or wants no zeros sees another body than we do.
+fn without_zeros(digits: &[u8]) -> &[u8] {
+    let zeros = digits.iter().take_while(|digit| **digit == b'0').count();
+    &digits[zeros.min(digits.len().saturating_sub(1))..]
 }
 
 fn write_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
@@ -246,6 +255,15 @@ mod tests {
             let (line, fields) = written(&Given { uri: target, strip, ..Given::default() });
             assert_eq!(line, format!("POST {want} HTTP/1.1"), "{target}");
             assert_eq!(fields.contains(&"x-forwarded-prefix: /app".to_owned()), strip > 0, "{target}");
+        }
+    }
+
+    #[test]
+    fn lengths_have_one_spelling() {
+        for (sent, want) in [("5", "5"), ("005", "5"), ("0", "0"), ("000", "0"), ("10", "10")] {
+            let fields = map(&[("host", "shop.test"), ("content-length", sent), ("content-length", sent)]);
+            let want = format!("content-length: {want}");
+            assert_eq!(passed(Given { fields, ..Given::default() }), [want], "{sent}");
         }
     }
 
