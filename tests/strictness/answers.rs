@@ -278,6 +278,35 @@ fn judge(want: Want, answers: &[Answer]) -> Result<(), String> {
 }
 
 #[test]
+fn answers_over_http2_are_the_same() {
+    let mut chapter = Chapter::on("answers over HTTP/2", scripted());
+    // R38 has more fields than this client takes.
+    for row in rows().into_iter().filter(|row| row.id != "R38") {
+        let ask = Ask::get("shop.test", &format!("/{}", row.id)).method(row.method).h2();
+        let got = ask.try_at(chapter.world.http());
+        let delivered = |body: &str| {
+            let hops =
+                ["connection", "x-hop", "keep-alive", "proxy-authenticate", "transfer-encoding", "upgrade"];
+            let plain = |answer: &harness::Answer| hops.iter().all(|hop| !answer.headers.contains_key(*hop));
+            got.as_ref()
+                .is_ok_and(|answer| answer.text() == body && answer.status.as_u16() < 400 && plain(answer))
+        };
+        let refused = got.as_ref().is_ok_and(|answer| answer.status == 502);
+        let sound = match row.want {
+            Want::BadGateway => refused,
+            Want::Body(body) => delivered(body),
+            Want::Either(body) => refused || delivered(body),
+            Want::Cut => refused || got.is_err(),
+        };
+        let next = chapter.world.get("/next").text();
+        let sound = sound && next == "GET /next HTTP/1.1";
+        let why = || format!("wanted {:?}, got {got:?}; the next client got {next:?}", row.want);
+        chapter.record(row.id, if sound { Ok(()) } else { Err(why()) });
+    }
+    chapter.end();
+}
+
+#[test]
 fn a_pooled_connection_is_silent_between_answers() {
     let mut chapter = Chapter::on(
         "late answers",

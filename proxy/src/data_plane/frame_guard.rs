@@ -5,8 +5,8 @@
 //! a worker is time of every client on it. So a connection has three allowances, each wide enough for any client
 //! that means well:
 //!
-//! - frames that carry no request: a burst, so many per second, and some more for each request (browsers
-//!   describe priorities, proxies ping);
+//! - frames that carry no request: a burst, so many per second, and some more for each request and for what is
+//!   downloaded (browsers describe priorities; clients of gRPC measure the path with a ping per round trip);
 //! - streams that were opened and given up: half of them, beside a burst and so many per second. A target works on
 //!   such a request although nobody waits, and resets that are paced never come to h2's own limit (CVE-2023-44487);
 //! - WINDOW_UPDATE: as many as the bytes that were sent can call for. A fast download may bring thousands a second,
@@ -25,6 +25,8 @@ pub struct FrameGuard {
     spoke: Allowance,
     gave_up: Allowance,
     updates: u64,
+    /// Sent, and not yet worth a frame.
+    sent: u64,
     /// An allowance is used up; the frame that did it has not ended.
     spent: bool,
 }
@@ -34,6 +36,8 @@ const PREFACE_BYTES: u32 = 24;
 
 const SPEAKING: Rule = Rule { burst: 1_000, per_second: 100 };
 const SPOKE_PER_REQUEST: u32 = 10;
+/// Far more than the answer to a ping, so that a flood does not pay for itself.
+const BYTES_PER_SPOKEN: u64 = 512;
 /// In halves of a stream, so that a request earns half a cancellation.
 const GIVING_UP: Rule = Rule { burst: 400, per_second: 20 };
 const RESET: u32 = 2;
@@ -77,6 +81,7 @@ impl FrameGuard {
             spoke: Allowance::new(&SPEAKING, now),
             gave_up: Allowance::new(&GIVING_UP, now),
             updates: UPDATES_AT_FIRST,
+            sent: 0,
             spent: false,
         }
     }
@@ -84,6 +89,9 @@ impl FrameGuard {
     /// So many bytes were sent to the client.
     pub fn has_sent(&mut self, bytes: usize) {
         self.updates = self.updates.saturating_add(bytes as u64 / BYTES_PER_UPDATE);
+        let sent = self.sent + bytes as u64;
+        self.sent = sent % BYTES_PER_SPOKEN;
+        self.spoke.earn(u32::try_from(sent / BYTES_PER_SPOKEN).unwrap_or(u32::MAX), &SPEAKING);
     }
 
     /// Where in `bytes` the frame ends that was one too many.
@@ -208,6 +216,8 @@ mod tests {
             ("pings at once", repeat(&[PING], 30_000), at_once, 0, 999),
             ("unknown frames", repeat(&[0xbe], 30_000), at_once, 0, 999),
             ("a ping each 20 ms", repeat(&[PING], 30_000), ms(20), 0, 30_000),
+            ("a ping for each kilobyte", repeat(&[PING], 30_000), at_once, 1024, 30_000),
+            ("pings that are answered", repeat(&[PING], 30_000), at_once, 17, 1_033),
             ("five priorities a request", repeat(&[2, 2, 2, 2, 2, kind::HEADERS], 5_000), at_once, 0, 30_000),
             ("requests", repeat(&[kind::HEADERS, kind::DATA], 5_000), at_once, 0, 10_000),
             ("all given up at once", repeat(&[kind::HEADERS, kind::RST_STREAM], 5_000), at_once, 0, 799),
