@@ -167,7 +167,8 @@ fn answer(bytes: &[u8], to_head: bool, ended: bool) -> Result<Option<(Answer, us
     let (body, length, cut) = match (&lengths[..], &codings[..]) {
         (_, []) if to_head || status < 200 || matches!(status, 204 | 304) => (Vec::new(), 0, false),
         ([length], []) => {
-            let length: usize = length.parse().map_err(|_| format!("the length {length:?}"))?;
+            let normal = length.parse::<usize>().ok().filter(|n| n.to_string() == *length);
+            let length = normal.ok_or(format!("the length {length:?}"))?;
             match rest.get(..length) {
                 Some(body) => (body.to_vec(), length, false),
                 None if ended => (rest.to_vec(), rest.len(), true),

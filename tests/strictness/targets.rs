@@ -45,6 +45,20 @@ fn a_request_line_has_one_shape() {
     let mut latin1 = b"GET /t?\xff HTTP/1.1\r\n".to_vec();
     latin1.extend_from_slice(b"Host: shop.test\r\n\r\n");
     chapter.case("D19b", latin1).half_closes().refused(&[400]);
+    // Other protocols.
+    let hello = b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03\r\n\r\n".to_vec();
+    chapter.case("D51", hello).half_closes().refused(&[400]);
+    chapter.case("D52", "SSH-2.0-OpenSSH_9.2p1\r\n\r\n").half_closes().refused(&[400]);
+    chapter.case("D53", "HTTP/1.1 200 OK\r\nHost: shop.test\r\n\r\n").half_closes().refused(&[400]);
+    let preface = [get(""), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec()].concat();
+    chapter.case("D54", preface).judged(|seen| {
+        let sound = seen.answers.first().is_some_and(|answer| answer.status == 200);
+        if sound && seen.upstream.len() == 1 && !seen.stayed_open {
+            Ok(())
+        } else {
+            Err("it went on".to_owned())
+        }
+    });
     let long = format!("GET /{} HTTP/1.1", "x".repeat(70_000));
     chapter.case("D48", line(&long)).refused(&[400, 414, 431]);
     chapter.case("D49", line("get /t HTTP/1.1")).either(&[400, 405, 501], "");

@@ -54,8 +54,8 @@ pub struct ClientIo<S> {
 enum Guard {
     Heads(HeadGuard),
     Frames(FrameGuard),
-    /// A trailer section is not to be believed: nothing more is read.
-    BadTrailers,
+    /// A bare line feed was found: nothing behind it is read.
+    Refused,
     /// hyper reads what is left of `FLOOD`, and then nothing.
     Flooded(&'static [u8]),
 }
@@ -68,21 +68,16 @@ impl Guard {
                 if activity.is_tunnel() {
                     return bytes.len();
                 }
-                if activity.is_idle() && !activity.head_has_begun() {
-                    heads.restart();
-                }
-                match heads.find_bare_line_feed(bytes) {
-                    None => bytes.len(),
-                    Some(Bare::InHead(at)) => {
-                        // NUL makes hyper answer 400 and close, which is what a bare line feed deserves.
+                let Some(bare) = heads.find_bare_line_feed(bytes) else { return bytes.len() };
+                *self = Self::Refused;
+                match bare {
+                    // NUL makes hyper answer 400 and close, which is what a bare line feed deserves.
+                    Bare::InHead(at) => {
                         bytes[at] = 0;
-                        bytes.len()
+                        at + 1
                     }
-                    Some(Bare::InTrailers(at)) => {
-                        // hyper would go on until it finds an empty line, perhaps in another request.
-                        *self = Self::BadTrailers;
-                        at
-                    }
+                    // For a body that breaks off `forward` does.
+                    Bare::InTrailers(at) => at,
                 }
             }
             Self::Frames(frames) => match frames.find_flood(bytes, clock::now()) {
@@ -93,7 +88,7 @@ impl Guard {
                     at
                 }
             },
-            Self::BadTrailers | Self::Flooded(_) => bytes.len(),
+            Self::Refused | Self::Flooded(_) => bytes.len(),
         }
     }
 
@@ -101,7 +96,7 @@ impl Guard {
     fn poll_instead(&mut self, buf: &mut ReadBuf<'_>) -> Option<Poll<io::Result<()>>> {
         match self {
             Self::Heads(_) | Self::Frames(_) => None,
-            Self::BadTrailers => Some(Poll::Ready(Err(io::ErrorKind::InvalidData.into()))),
+            Self::Refused => Some(Poll::Ready(Err(io::ErrorKind::InvalidData.into()))),
             // h2 has the frames that end the connection: whether it writes or not is no matter of reading.
             Self::Flooded(b"") => Some(Poll::Pending),
             Self::Flooded(frames) => {

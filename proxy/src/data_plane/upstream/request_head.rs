@@ -49,7 +49,7 @@ impl RequestHead<'_> {
                 if std::mem::replace(&mut has_length, true) {
                     continue;
                 }
-                value = without_zeros(value);
+                value = headers::without_zeros(value);
             }
             let stays =
                 is_replaced(name) || self.settles(name) || (nominates && is_nominated(self.fields, name));
@@ -130,12 +130,6 @@ impl RequestHead<'_> {
             out.extend_from_slice(b"transfer-encoding: chunked\r\n");
         }
     }
-}
-
-/// `005` is a length (RFC 9110 §8.6), but whoever reads it as octal or wants no zeros sees another body than we do.
-fn without_zeros(digits: &[u8]) -> &[u8] {
-    let zeros = digits.iter().take_while(|digit| **digit == b'0').count();
-    &digits[zeros.min(digits.len().saturating_sub(1))..]
 }
 
 fn write_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
