@@ -12,6 +12,7 @@ pub mod deadline;
 pub mod exchange;
 pub mod forward;
 pub mod forwarded;
+pub mod frame_guard;
 pub mod halt;
 pub mod head_guard;
 pub mod headers;

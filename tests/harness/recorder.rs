@@ -42,6 +42,7 @@ impl Received {
 }
 
 type Script = dyn Fn(&Received, &mut TcpStream) + Send + Sync;
+type Hasty = dyn Fn(&Received) -> Option<&'static [u8]> + Send + Sync;
 
 /// Listens until dropped.
 pub struct Recorder {
@@ -56,6 +57,7 @@ struct Shared {
     over: AtomicBool,
     script: Box<Script>,
     health: &'static [u8],
+    hasty: Option<Box<Hasty>>,
 }
 
 const HEALTHY: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nup";
@@ -82,15 +84,29 @@ impl Recorder {
         script: impl Fn(&Received, &mut TcpStream) + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
-        Self::listen(listener, health, Box::new(script))
+        Self::listen(listener, health, Box::new(script), None)
+    }
+
+    /// What `hasty` answers to a head is sent at once, before the body has come; the script is asked for the rest.
+    pub fn hasty(
+        hasty: impl Fn(&Received) -> Option<&'static [u8]> + Send + Sync + 'static,
+        script: impl Fn(&Received, &mut TcpStream) + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
+        Self::listen(listener, HEALTHY, Box::new(script), Some(Box::new(hasty)))
     }
 
     /// On an address of the story's choice; probes get the same answer as everybody.
     pub fn on(listener: TcpListener, answer: &'static [u8]) -> Self {
-        Self::listen(listener, answer, Box::new(move |_, stream| drop(stream.write_all(answer))))
+        Self::listen(listener, answer, Box::new(move |_, stream| drop(stream.write_all(answer))), None)
     }
 
-    fn listen(listener: TcpListener, health: &'static [u8], script: Box<Script>) -> Self {
+    fn listen(
+        listener: TcpListener,
+        health: &'static [u8],
+        script: Box<Script>,
+        hasty: Option<Box<Hasty>>,
+    ) -> Self {
         let address = listener.local_addr().expect("a bound listener has an address");
         let shared = Arc::new(Shared {
             received: Mutex::default(),
@@ -98,6 +114,7 @@ impl Recorder {
             over: AtomicBool::new(false),
             script,
             health,
+            hasty,
         });
         let thread = std::thread::spawn({
             let shared = Arc::clone(&shared);
@@ -194,7 +211,9 @@ impl Shared {
                 let _ = stream.write_all(self.health);
             } else {
                 self.received.lock().expect("no holder panics").push(received.clone());
-                (self.script)(&received, &mut stream);
+                if self.haste(&received).is_none() {
+                    (self.script)(&received, &mut stream);
+                }
             }
             if !complete {
                 break;
@@ -228,6 +247,9 @@ impl Shared {
         let head = String::from_utf8_lossy(&bytes[..head_end + 2]).into_owned();
         let rest = bytes.split_off(head_end + 4);
         let mut received = Received { head, body: rest, connection, complete: true };
+        if let Some(answer) = self.haste(&received) {
+            let _ = stream.write_all(answer);
+        }
         while body_length(&received).is_none() {
             if !self.read_some(stream, &mut received.body) {
                 received.complete = false;
@@ -237,6 +259,10 @@ impl Shared {
         let length = body_length(&received).expect("just seen");
         let rest = received.body.split_off(length);
         Some((received, rest))
+    }
+
+    fn haste(&self, received: &Received) -> Option<&'static [u8]> {
+        self.hasty.as_ref().and_then(|hasty| hasty(received))
     }
 
     /// Bytes that never became a request are the most interesting ones.
@@ -273,16 +299,20 @@ impl Shared {
 /// How many bytes of `received.body` are its body; `None` while it is incomplete.
 fn body_length(received: &Received) -> Option<usize> {
     if received.values("transfer-encoding").iter().any(|value| value.contains("chunked")) {
-        // Good enough for bodies that do not contain the last chunk's text themselves.
-        let end =
-            if received.body.starts_with(b"0\r\n") { Some(0) } else { find(&received.body, b"\r\n0\r\n") };
-        let last = end.map(|at| if at == 0 && received.body.starts_with(b"0\r\n") { 3 } else { at + 5 })?;
-        // Trailers, if any, end with an empty line.
-        return if received.body[last..].starts_with(b"\r\n") {
-            Some(last + 2)
-        } else {
-            find(&received.body[last..], b"\r\n\r\n").map(|at| last + at + 4)
-        };
+        let mut at = 0;
+        loop {
+            let line = find(&received.body[at..], b"\r\n")?;
+            let digits = std::str::from_utf8(&received.body[at..at + line]).unwrap_or_default();
+            let digits = digits.split(';').next().unwrap_or_default();
+            at += line + 2;
+            // What is no size ends the body: the story will see that it is none.
+            match usize::from_str_radix(digits, 16).unwrap_or(0) {
+                // Trailers, if any, end with an empty line.
+                0 if received.body[at..].starts_with(b"\r\n") => return Some(at + 2),
+                0 => return find(&received.body[at..], b"\r\n\r\n").map(|end| at + end + 4),
+                size => at = at.checked_add(size + 2).filter(|at| *at <= received.body.len())?,
+            }
+        }
     }
     let length = received.values("content-length").first().map_or(0, |value| value.parse().unwrap_or(0));
     (received.body.len() >= length).then_some(length)

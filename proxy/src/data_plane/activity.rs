@@ -55,6 +55,10 @@ pub struct Activity {
     unread: AtomicU64,
     /// 1: more has come than is read ahead, so that reading does not show whether the client leaves.
     blind: AtomicU64,
+    /// 1: what comes next belongs to a tunnel.
+    tunnel: AtomicU64,
+    /// 1: the client made work for nothing (`frame_guard`).
+    flooded: AtomicU64,
 }
 
 /// How far a client has got with its answer, in bytes, as of the last large write.
@@ -108,6 +112,8 @@ impl Activity {
             cut: zero(),
             unread: zero(),
             blind: zero(),
+            tunnel: zero(),
+            flooded: zero(),
         }
     }
 
@@ -167,6 +173,23 @@ impl Activity {
 
     pub fn has_left_unread(&self) -> bool {
         get(&self.unread) == 1
+    }
+
+    /// From now on the client sends no requests but the bytes of a tunnel.
+    pub fn begin_tunnel(&self) {
+        set(&self.tunnel, 1);
+    }
+
+    pub fn is_tunnel(&self) -> bool {
+        get(&self.tunnel) == 1
+    }
+
+    pub fn has_flooded(&self) -> bool {
+        get(&self.flooded) == 1
+    }
+
+    pub fn flood(&self) {
+        set(&self.flooded, 1);
     }
 
     /// The connection ends without regard for what its client has not read.

@@ -50,7 +50,6 @@ pub struct RequestProgress {
     /// When the target last took a piece.
     pub moved: Cell<Option<Instant>>,
     pub failed: Cell<Option<Reason>>,
-    pub had_trailers: Cell<bool>,
 }
 
 /// The client's body on its way to the target.
@@ -111,7 +110,6 @@ impl Body for RequestBody {
                         return this.fail(Reason::BodyTooLarge, error);
                     }
                 } else if let Some(trailers) = frame.trailers_mut() {
-                    progress.had_trailers.set(true);
                     strip_trailers(trailers);
                 }
                 let now = clock::now();

@@ -1,6 +1,6 @@
-//! A client's byte stream under hyper, with what hyper does not do: it refuses bare line feeds in heads,
-//! notices clients that leave while they are answered, sends interim responses (1xx), and closes without
-//! losing the answer to a request that was not read to its end.
+//! A client's byte stream under hyper, with what hyper does not do: it refuses bare line feeds in heads and
+//! trailers and floods of frames, notices clients that leave while they are answered, sends interim responses (1xx),
+//! and closes without losing the answer to a request that was not read to its end.
 
 use std::io;
 use std::pin::Pin;
@@ -14,7 +14,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use super::activity::Activity;
-use super::head_guard::HeadGuard;
+use super::frame_guard::{FLOOD, FrameGuard};
+use super::head_guard::{Bare, HeadGuard};
+use crate::clock;
 use crate::config::Limits;
 
 /// Interim responses on their way to a client: pushed while hyper polls the request, sent by the flush that follows
@@ -44,8 +46,73 @@ pub struct ClientIo<S> {
     ahead: BytesMut,
     activity: Arc<Activity>,
     interim: Arc<Interim>,
-    guard: HeadGuard,
+    guard: Guard,
     lingering: Option<Lingering>,
+}
+
+/// Reads along with hyper, and stops what hyper would take.
+enum Guard {
+    Heads(HeadGuard),
+    Frames(FrameGuard),
+    /// A bare line feed was found: nothing behind it is read.
+    Refused,
+    /// hyper reads what is left of `FLOOD`, and then nothing.
+    Flooded(&'static [u8]),
+}
+
+impl Guard {
+    /// How many of `bytes` hyper may see.
+    fn inspect(&mut self, bytes: &mut [u8], activity: &Activity) -> usize {
+        match self {
+            Self::Heads(heads) => {
+                if activity.is_tunnel() {
+                    return bytes.len();
+                }
+                let Some(bare) = heads.find_bare_line_feed(bytes) else { return bytes.len() };
+                *self = Self::Refused;
+                match bare {
+                    // NUL makes hyper answer 400 and close, which is what a bare line feed deserves.
+                    Bare::InHead(at) => {
+                        bytes[at] = 0;
+                        at + 1
+                    }
+                    // For a body that breaks off `forward` does.
+                    Bare::InTrailers(at) => at,
+                }
+            }
+            Self::Frames(frames) => match frames.find_flood(bytes, clock::now()) {
+                None => bytes.len(),
+                Some(at) => {
+                    activity.flood();
+                    *self = Self::Flooded(FLOOD);
+                    at
+                }
+            },
+            Self::Refused | Self::Flooded(_) => bytes.len(),
+        }
+    }
+
+    /// What hyper reads instead of what the client sends.
+    fn poll_instead(&mut self, buf: &mut ReadBuf<'_>) -> Option<Poll<io::Result<()>>> {
+        match self {
+            Self::Heads(_) | Self::Frames(_) => None,
+            Self::Refused => Some(Poll::Ready(Err(io::ErrorKind::InvalidData.into()))),
+            // h2 has the frames that end the connection: whether it writes or not is no matter of reading.
+            Self::Flooded(b"") => Some(Poll::Pending),
+            Self::Flooded(frames) => {
+                let (now, later) = frames.split_at(frames.len().min(buf.remaining()));
+                buf.put_slice(now);
+                *frames = later;
+                Some(Poll::Ready(Ok(())))
+            }
+        }
+    }
+
+    fn has_sent(&mut self, bytes: usize) {
+        if let Self::Frames(frames) = self {
+            frames.has_sent(bytes);
+        }
+    }
 }
 
 /// How far to read ahead of hyper.
@@ -53,20 +120,11 @@ const AHEAD_BYTES: usize = 4096;
 
 impl<S> ClientIo<S> {
     pub fn new(stream: S, ahead: BytesMut, activity: Arc<Activity>, interim: Arc<Interim>) -> Self {
-        Self { stream, ahead, activity, interim, guard: HeadGuard::default(), lingering: None }
-    }
-
-    fn inspect(&mut self, bytes: &mut [u8]) {
-        if !self.activity.is_http2() {
-            if self.activity.is_idle() && !self.activity.head_has_begun() {
-                self.guard.restart();
-            }
-            if let Some(at) = self.guard.find_bare_line_feed(bytes) {
-                // NUL makes hyper answer 400 and close, which is what a bare line feed deserves.
-                bytes[at] = 0;
-            }
-        }
-        self.activity.has_read();
+        let guard = match activity.is_http2() {
+            true => Guard::Frames(FrameGuard::new(clock::now())),
+            false => Guard::Heads(HeadGuard::default()),
+        };
+        Self { stream, ahead, activity, interim, guard, lingering: None }
     }
 }
 
@@ -77,6 +135,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for ClientIo<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if let Some(instead) = this.guard.poll_instead(buf) {
+            return instead;
+        }
         let before = buf.filled().len();
         if this.ahead.is_empty() {
             ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
@@ -89,8 +150,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for ClientIo<S> {
             }
         }
         let read = &mut buf.filled_mut()[before..];
-        if !read.is_empty() {
-            this.inspect(read);
+        if read.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let visible = this.guard.inspect(read, &this.activity);
+        this.activity.has_read();
+        buf.set_filled(before + visible);
+        if visible == 0 {
+            // Nothing would look like the end of the stream.
+            return this.guard.poll_instead(buf).unwrap_or(Poll::Pending);
         }
         Poll::Ready(Ok(()))
     }
@@ -141,7 +209,9 @@ impl<S: AsyncWrite + Unpin> ClientIo<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_interim(cx))?;
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let n = ready!(Pin::new(&mut self.stream).poll_write(cx, buf))?;
+        self.guard.has_sent(n);
+        Poll::Ready(Ok(n))
     }
 
     fn poll_write_vectored(
@@ -150,7 +220,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientIo<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_interim(cx))?;
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let n = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;
+        self.guard.has_sent(n);
+        Poll::Ready(Ok(n))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -170,10 +242,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientIo<S> {
         if this.lingering.is_none() {
             ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
         }
-        if !this.activity.has_left_unread() {
+        let lingers = this.activity.has_left_unread() || this.activity.is_http2();
+        if !lingers {
             return Poll::Ready(Ok(()));
         }
-        this.lingering.get_or_insert_default().poll(cx, &mut this.stream).map(Ok)
+        let first = this.lingering.is_none();
+        let lingering = this.lingering.get_or_insert_default();
+        let polled = lingering.poll(cx, &mut this.stream);
+        // A client of HTTP/2 may go on sending while it is told why the connection ends; one that does not is not
+        // waited for.
+        let is_quiet = first && !this.activity.has_left_unread() && lingering.has_found_nothing();
+        if is_quiet { Poll::Ready(Ok(())) } else { polled.map(Ok) }
     }
 }
 
@@ -186,13 +265,19 @@ struct Lingering {
     bytes_left: usize,
 }
 
+const LINGERING_BYTES: usize = 1 << 20;
+
 impl Default for Lingering {
     fn default() -> Self {
-        Self { timer: Box::pin(tokio::time::sleep(Duration::from_secs(2))), bytes_left: 1 << 20 }
+        Self { timer: Box::pin(tokio::time::sleep(Duration::from_secs(2))), bytes_left: LINGERING_BYTES }
     }
 }
 
 impl Lingering {
+    fn has_found_nothing(&self) -> bool {
+        self.bytes_left == LINGERING_BYTES
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>, stream: &mut (impl AsyncRead + Unpin)) -> Poll<()> {
         let mut discarded = [0; AHEAD_BYTES];
         while self.bytes_left > 0 && self.timer.as_mut().poll(cx).is_pending() {

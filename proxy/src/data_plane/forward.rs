@@ -54,14 +54,10 @@ pub async fn serve(exchange: Exchange) -> Response<AnswerBody> {
         Ok(()) => route(body, &facts).await,
         Err(reason) => Err(reason),
     };
-    let mut response = answered.unwrap_or_else(|reason| {
+    answered.unwrap_or_else(|reason| {
         facts.note(|known| known.reason = Some(reason));
         refuse(reason, &facts)
-    });
-    if may_have_swallowed(&facts) {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
+    })
 }
 
 /// Our own answer, on the page that the service has for it.
@@ -75,15 +71,6 @@ pub fn refuse(reason: Reason, facts: &Facts) -> Response<AnswerBody> {
     };
     let accept = head.headers.get(header::ACCEPT);
     answer::refuse(reason, accept, facts.connection.worker.config.reason_header, &page)
-}
-
-/// A trailer section may swallow what comes behind it, because hyper takes a bare line feed there: where one has
-/// come, or may still come, nothing more is read from this client.
-fn may_have_swallowed(facts: &Facts) -> bool {
-    let body = &facts.request_body;
-    let is_open =
-        || body.ended.get().is_none() && facts.head.borrow().headers.contains_key(header::TRANSFER_ENCODING);
-    !facts.connection.activity.is_http2() && (body.had_trailers.get() || is_open())
 }
 
 /// Decides where the request goes, waits there for a seat if none is free, and sends it.
@@ -453,6 +440,7 @@ fn switch_protocols(
         // On a stream success is 200, and there is no key to accept (RFC 8441 §5).
         response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
     } else {
+        facts.connection.activity.begin_tunnel();
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));

@@ -1,9 +1,9 @@
-//! Finds line feeds without carriage return in request heads.
+//! Finds line feeds without carriage return where a request is framed: in heads and in trailer sections.
 //!
 //! RFC 9112 §2.2 lets a server take them as line ends, and hyper does; a proxy in front of another parser
-//! that decides otherwise is how requests are smuggled. The guard reads along: a head, then the body that
-//! its `Content-Length` announces, then the next head. Behind a chunked body or an upgrade it is blind, until
-//! a read finds the connection idle again.
+//! that decides otherwise is how requests are smuggled. In trailers it is worse: behind a bare line feed hyper
+//! looks on for the empty line, and swallows the next request on the way. The guard reads along: a head, then the
+//! body that its fields announce, then the next head. A tunnel is not for it.
 
 /// Where in the stream the next byte is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,8 +11,25 @@ enum Place {
     Head,
     /// So many bytes of it are left.
     Body(u64),
-    /// Only hyper knows.
+    /// In the line that begins a chunk (RFC 9112 §7.1).
+    ChunkSize {
+        size: u64,
+        in_digits: bool,
+    },
+    /// So many bytes of a chunk and its line end are left.
+    Chunk(u64),
+    Trailers,
+    /// Behind a request that hyper or `hygiene` refuses, and whose connection closes.
     Unknown,
+}
+
+const CHUNKED: Place = Place::ChunkSize { size: 0, in_digits: true };
+
+/// A line feed that stands alone, by its position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bare {
+    InHead(usize),
+    InTrailers(usize),
 }
 
 pub struct HeadGuard {
@@ -42,38 +59,60 @@ impl Default for HeadGuard {
 }
 
 impl HeadGuard {
-    /// The connection is idle: what comes next is a head.
-    pub fn restart(&mut self) {
-        if self.place == Place::Unknown {
-            *self = Self::default();
-        }
-    }
-
-    /// The position of the first bare line feed in a head.
-    pub fn find_bare_line_feed(&mut self, bytes: &[u8]) -> Option<usize> {
+    /// The first bare line feed; what comes behind it has not been looked at.
+    pub fn find_bare_line_feed(&mut self, bytes: &[u8]) -> Option<Bare> {
         let mut at = 0;
         while at < bytes.len() {
             match self.place {
                 Place::Unknown => return None,
                 Place::Body(0) => *self = Self::default(),
+                Place::Chunk(0) => self.place = CHUNKED,
                 Place::Body(left) => {
                     let skip = left.min((bytes.len() - at) as u64);
                     self.place = Place::Body(left - skip);
                     at += skip as usize;
                 }
-                Place::Head => {
+                Place::Chunk(left) => {
+                    let skip = left.min((bytes.len() - at) as u64);
+                    self.place = Place::Chunk(left - skip);
+                    at += skip as usize;
+                }
+                Place::ChunkSize { size, in_digits } => {
+                    self.place = self.step_in_size(bytes[at], size, in_digits);
+                    at += 1;
+                }
+                Place::Head | Place::Trailers => {
                     let (text, end) = until_line_end(&bytes[at..]);
                     self.take_text(text);
                     at += text.len();
                     let Some(end) = end else { break };
+                    let in_head = self.place == Place::Head;
                     if self.take_line_end(end) {
-                        return Some(at);
+                        return Some(if in_head { Bare::InHead(at) } else { Bare::InTrailers(at) });
                     }
                     at += 1;
                 }
             }
         }
         None
+    }
+
+    /// What is no chunk's beginning hyper refuses, so it is enough to find the end of one that is.
+    fn step_in_size(&mut self, byte: u8, size: u64, in_digits: bool) -> Place {
+        let digit = (byte as char).to_digit(16).filter(|_| in_digits);
+        match (byte, digit) {
+            (b'\n', _) if size == 0 => {
+                // The line end of this line is the first half of the empty line.
+                (self.matched, self.begun, self.line_len) = (2, true, 0);
+                Place::Trailers
+            }
+            (b'\n', _) => size.checked_add(2).map_or(Place::Unknown, Place::Chunk),
+            (_, Some(digit)) => match size.checked_mul(16) {
+                Some(size) => Place::ChunkSize { size: size | u64::from(digit), in_digits },
+                None => Place::Unknown,
+            },
+            (_, None) => Place::ChunkSize { size, in_digits: false },
+        }
     }
 
     fn take_text(&mut self, text: &[u8]) {
@@ -97,28 +136,36 @@ impl HeadGuard {
             (_, b'\r') => self.matched = 1,
             _ => unreachable!("until_line_end finds these two only"),
         }
-        match self.matched {
-            2 => self.end_line(),
-            4 if self.begun => self.place = self.behind,
+        match (self.matched, self.place) {
+            (2, Place::Head) => return self.end_field(),
+            (2, _) => self.line_len = 0,
+            (4, Place::Head) if self.begun => self.place = self.behind,
+            (4, Place::Trailers) => *self = Self::default(),
             _ => {}
         }
         false
     }
 
-    fn end_line(&mut self) {
-        let line = &self.line[..self.line_len];
-        if let Some(value) = line.strip_prefix(b"content-length:") {
-            let digits = std::str::from_utf8(value.trim_ascii()).ok();
-            let length = digits.and_then(|digits| digits.parse().ok());
-            self.behind = match (self.behind, length) {
-                (Place::Body(0), Some(length)) => Place::Body(length),
-                // Twice, or no number: hyper decides, and mostly refuses.
-                _ => Place::Unknown,
-            };
-        } else if line.starts_with(b"transfer-encoding:") || line.starts_with(b"upgrade:") {
-            self.behind = Place::Unknown;
+    /// Whether the field hides what it says behind more white space than anybody writes.
+    fn end_field(&mut self) -> bool {
+        let line = &self.line[..std::mem::take(&mut self.line_len)];
+        let is_length = line.starts_with(b"content-length:");
+        if !is_length && !line.starts_with(b"transfer-encoding:") {
+            return false;
         }
-        self.line_len = 0;
+        let value = line[if is_length { 15 } else { 18 }..].trim_ascii();
+        let says = if is_length {
+            let digits = std::str::from_utf8(value).ok();
+            digits.and_then(|digits| digits.parse().ok()).map_or(Place::Unknown, Place::Body)
+        } else if value == b"chunked" {
+            CHUNKED
+        } else {
+            Place::Unknown
+        };
+        // Twice the same is once; all else that is said twice is refused, or closes the connection.
+        let agrees = self.behind == Place::Body(0) || (is_length && self.behind == says);
+        self.behind = if agrees { says } else { Place::Unknown };
+        line.len() == self.line.len()
     }
 }
 
@@ -134,16 +181,24 @@ mod tests {
     use super::*;
 
     const HEAD: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    const BARE: &str = "GET / HTTP/1.1\nHost: a\r\n\r\n";
 
-    /// The position of the bare line feed, or none, however the reads fall.
-    fn find(text: &str) -> Option<usize> {
-        let whole = HeadGuard::default().find_bare_line_feed(text.as_bytes());
+    fn position(found: Bare) -> (usize, bool) {
+        match found {
+            Bare::InHead(at) => (at, false),
+            Bare::InTrailers(at) => (at, true),
+        }
+    }
+
+    /// The position of the bare line feed and whether it is in trailers, or none, however the reads fall.
+    fn find(text: &str) -> Option<(usize, bool)> {
+        let whole = HeadGuard::default().find_bare_line_feed(text.as_bytes()).map(position);
         for split in 0..text.len() {
             let mut guard = HeadGuard::default();
             let (head, tail) = text.as_bytes().split_at(split);
-            let found = guard
-                .find_bare_line_feed(head)
-                .or_else(|| guard.find_bare_line_feed(tail).map(|at| at + split));
+            let found = guard.find_bare_line_feed(head).map(position).or_else(|| {
+                guard.find_bare_line_feed(tail).map(position).map(|(at, trailers)| (at + split, trailers))
+            });
             assert_eq!(found, whole, "{text:?} split at {split}");
         }
         whole
@@ -153,46 +208,79 @@ mod tests {
     fn heads() {
         for (text, bare) in [
             (HEAD, None),
-            ("GET / HTTP/1.1\nHost: a\r\n\r\n", Some(14)),
+            (BARE, Some(14)),
             ("GET / HTTP/1.1\r\nHost: a\n\r\n", Some(23)),
             ("GET / HTTP/1.1\r\nHost: a\r\n\n", Some(25)),
             ("GET / HTTP/1.1\r\nHost: a\n\nGET /", Some(23)),
             ("\r\n\r\nGET / HTTP/1.1\nHost: a\r\n\r\n", Some(18)),
         ] {
-            assert_eq!(find(text), bare, "{text:?}");
+            assert_eq!(find(text), bare.map(|at| (at, false)), "{text:?}");
         }
     }
 
     #[test]
     fn bodies_are_skipped_and_pipelined_heads_are_not() {
         let post = |fields: &str, rest: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n{rest}");
+        let chunked = "Transfer-Encoding: chunked\r\n";
+        let found_in_second = |fields: &str, body: &str| {
+            let text = post(fields, &format!("{body}{BARE}"));
+            let at = text.len() - BARE.len() + 14;
+            (text, Some((at, false)))
+        };
         for (text, bare) in [
             (post("Content-Length: 5\r\n", "a\nb\nc"), None),
             (post("CONTENT-LENGTH:5 \r\n", &format!("a\nb\nc{HEAD}")), None),
-            (post("Content-Length: 5\r\n", "a\nb\ncGET / HTTP/1.1\nHost: a\r\n\r\n"), Some(66)),
-            (format!("{HEAD}GET / HTTP/1.1\nHost: a\r\n\r\n"), Some(HEAD.len() + 14)),
-            (post("Transfer-Encoding: chunked\r\n", "2\r\na\n\r\n0\r\n\r\n"), None),
-            (post("Content-Length: 5\r\nContent-Length: 5\r\n", "a\nb\nc"), None),
+            found_in_second("Content-Length: 5\r\n", "a\nb\nc"),
+            found_in_second("Content-Length: 5\r\nContent-Length: 5\r\n", "a\nb\nc"),
+            found_in_second("", ""),
             (post("Content-Length: x\r\n", "a\nb\nc"), None),
-            (post("Upgrade: websocket\r\n", "\n\n\n"), None),
+            (post("Content-Length: 5\r\nContent-Length: 6\r\n", "a\nb\nc\n"), None),
+            (post(chunked, "2\r\na\n\r\n0\r\n\r\n"), None),
+            (
+                post(chunked, &format!("2;x=\"y\"\r\na\n\r\nA \r\n\n23456789\n\r\n0\r\nX: y\r\n\r\n{HEAD}")),
+                None,
+            ),
+            found_in_second(chunked, "2\r\na\n\r\n0\r\n\r\n"),
+            found_in_second(chunked, "2\r\na\n\r\n0\r\nX: y\r\nContent-Length: 9\r\n\r\n"),
+            // A tunnel begins with the answer; until then there are only requests.
+            found_in_second("Connection: upgrade\r\nUpgrade: websocket\r\n", ""),
         ] {
             assert_eq!(find(&text), bare, "{text:?}");
         }
     }
 
     #[test]
-    fn an_idle_connection_begins_anew() {
-        let mut guard = HeadGuard::default();
-        let chunked = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
-        assert_eq!(guard.find_bare_line_feed(chunked.as_bytes()), None);
-        guard.restart();
-        assert_eq!(guard.find_bare_line_feed(b"GET / HTTP/1.1\nHost"), Some(14));
+    fn trailers() {
+        let post = |end: &str| {
+            format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n{end}")
+        };
+        let begins = post("").len();
+        for (end, bare) in [
+            ("\r\n", None),
+            ("X: 1\r\nY: 2\r\n\r\n", None),
+            ("\n", Some(0)),
+            ("X: 1\n\r\n", Some(4)),
+            ("X: 1\r\n\n", Some(6)),
+        ] {
+            assert_eq!(find(&post(end)), bare.map(|at| (begins + at, true)), "{end:?}");
+        }
+    }
+
+    #[test]
+    fn a_length_cannot_be_pushed_out_of_sight() {
+        let space = " ".repeat(40);
+        for field in ["Content-Length", "Transfer-Encoding"] {
+            let text = format!("POST / HTTP/1.1\r\n{field}:{space}chunked\r\n\r\n");
+            assert!(find(&text).is_some(), "{text:?}");
+        }
     }
 
     proptest::proptest! {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(0u8..=255, 0..200)) {
             HeadGuard::default().find_bare_line_feed(&bytes);
+            let mut chunked = HeadGuard { place: CHUNKED, ..HeadGuard::default() };
+            chunked.find_bare_line_feed(&bytes);
         }
     }
 }

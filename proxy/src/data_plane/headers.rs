@@ -111,6 +111,12 @@ pub fn is_nominable(name: &str) -> bool {
     !NOT_NOMINABLE.contains(&name) && !is_identity(name)
 }
 
+/// `005` is a length (RFC 9110 §8.6), but whoever reads it as octal or wants no zeros sees another body than we do.
+pub fn without_zeros(digits: &[u8]) -> &[u8] {
+    let zeros = digits.iter().take_while(|digit| **digit == b'0').count();
+    &digits[zeros.min(digits.len().saturating_sub(1))..]
+}
+
 /// Whether a comma-separated field holds `token`, in any case.
 pub fn lists(headers: &HeaderMap, field: HeaderName, token: &str) -> bool {
     headers

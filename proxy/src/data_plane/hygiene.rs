@@ -123,7 +123,9 @@ pub fn parse_host(text: &str) -> Option<Cow<'_, str>> {
         _ => (text, None),
     };
     let port_is_sane = port.is_none_or(|port| {
-        port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok()
+        port.len() <= 5
+            && port.bytes().all(|b| b.is_ascii_digit())
+            && port.parse().is_ok_and(|port: u16| port > 0)
     });
     let host = host.strip_suffix('.').unwrap_or(host);
     let host = if host.bytes().any(|b| b.is_ascii_uppercase()) {
@@ -201,6 +203,8 @@ mod tests {
             ("GET", "/", &[("host", "a/b")], Err(Reason::BadHost)),
             ("GET", "/", &[("host", "a:b")], Err(Reason::BadHost)),
             ("GET", "/", &[("host", "a:65616")], Err(Reason::BadHost)),
+            ("GET", "/", &[("host", "a:0")], Err(Reason::BadHost)),
+            ("GET", "http://a:0/", &[("host", "a")], Err(Reason::BadHost)),
             ("GET", "/", &[("host", "[::1")], Err(Reason::BadHost)),
             ("CONNECT", "a:22", &[("host", "a")], Err(Reason::MethodNotAllowed)),
             ("TRACE", "/", &[("host", "a")], Err(Reason::MethodNotAllowed)),

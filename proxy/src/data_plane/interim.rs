@@ -1,6 +1,6 @@
 //! Interim responses (1xx) from a target on their way to the client.
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, StatusCode, header};
 
 use super::exchange::Facts;
 use super::upstream::response_head::ResponseHead;
@@ -18,7 +18,8 @@ pub fn pass(head: &ResponseHead, facts: &Facts) {
 fn interim_head(status: StatusCode, fields: &HeaderMap) -> Vec<u8> {
     let mut head =
         format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or("")).into_bytes();
-    for (name, value) in fields {
+    // It has no body, and whoever believed a length would read the answer that follows as one.
+    for (name, value) in fields.iter().filter(|(name, _)| *name != header::CONTENT_LENGTH) {
         for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
             head.extend_from_slice(part);
         }

@@ -289,7 +289,14 @@ async fn watched(
             }
         }
         if let Poll::Ready(served) = ended {
-            if served.is_err_and(|error| error.is_parse()) {
+            if connection.activity.has_flooded() {
+                tracing::debug!(peer = %connection.peer, "closing a connection for its flood of frames");
+                worker.metrics.connections().count_closed(Closed::Flood);
+            }
+            if let Err(error) = served.as_ref()
+                && error.is_parse()
+            {
+                tracing::debug!(peer = %connection.peer, %error, "refusing a malformed request");
                 worker.metrics.process().malformed_requests.fetch_add(1, Ordering::Relaxed);
             }
             return Poll::Ready(());

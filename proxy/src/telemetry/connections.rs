@@ -33,10 +33,13 @@ pub enum Closed {
     Room,
     /// It did not read, and what was held for it was needed elsewhere.
     Memory,
+    /// Frames of HTTP/2 that ask for nothing, or streams given up, without measure.
+    Flood,
 }
 
 const REFUSED: [&str; 4] = ["connections", "client", "descriptors", "proxy_header"];
-const CLOSED: [&str; 7] = ["first_byte", "head", "keep_alive", "request_body", "response", "room", "memory"];
+const CLOSED: [&str; 8] =
+    ["first_byte", "head", "keep_alive", "request_body", "response", "room", "memory", "flood"];
 
 /// Written once or twice in a connection's life, so the workers may share them.
 #[derive(Default)]

@@ -48,15 +48,18 @@ impl RequestHead<'_> {
         let nominates = nominates(self.fields);
         let mut has_length = false;
         for (name, value) in self.fields {
-            let name = name.as_str();
-            // h2 lets equal ones be repeated.
-            if name == "content-length" && std::mem::replace(&mut has_length, true) {
-                continue;
+            let (name, mut value) = (name.as_str(), value.as_bytes());
+            if name == "content-length" {
+                // h2 lets equal ones be repeated.
+                if std::mem::replace(&mut has_length, true) {
+                    continue;
+                }
+                value = headers::without_zeros(value);
             }
             let stays =
                 is_replaced(name) || self.settles(name) || (nominates && is_nominated(self.fields, name));
             if !stays {
-                write_field(out, name, value.as_bytes());
+                write_field(out, name, value);
             }
         }
         self.write_who_asks(out);
@@ -271,6 +274,15 @@ mod tests {
             let (line, fields) = written(&Given { uri: target, strip, ..Given::default() });
             assert_eq!(line, format!("POST {want} HTTP/1.1"), "{target}");
             assert_eq!(fields.contains(&"x-forwarded-prefix: /app".to_owned()), strip > 0, "{target}");
+        }
+    }
+
+    #[test]
+    fn lengths_have_one_spelling() {
+        for (sent, want) in [("5", "5"), ("005", "5"), ("0", "0"), ("000", "0"), ("10", "10")] {
+            let fields = map(&[("host", "shop.test"), ("content-length", sent), ("content-length", sent)]);
+            let want = format!("content-length: {want}");
+            assert_eq!(passed(Given { fields, ..Given::default() }), [want], "{sent}");
         }
     }
 

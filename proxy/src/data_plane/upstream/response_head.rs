@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::framing::{Chunked, Framing};
 use crate::data_plane::headers;
@@ -158,8 +158,10 @@ fn fields(parsed: &[httparse::Header<'_>], bytes: &Bytes, facts: &Facts<'_>) -> 
         if facts.drops(name.as_str(), &mut seen_length) {
             continue;
         }
+        let is_length = name == header::CONTENT_LENGTH;
+        let sent = if is_length { headers::without_zeros(field.value) } else { field.value };
         // The values stay where they were read.
-        let value = HeaderValue::from_maybe_shared(bytes.slice_ref(field.value)).map_err(|_| invalid())?;
+        let value = HeaderValue::from_maybe_shared(bytes.slice_ref(sent)).map_err(|_| invalid())?;
         fields.append(name, value);
     }
     Ok(fields)
@@ -231,7 +233,7 @@ mod tests {
     #[test]
     fn fields_of_this_hop_stay_here() {
         let text = "HTTP/1.1 200 OK\r\nConnection: X-Hop, Set-Cookie, Date\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\n\
-                    Set-Cookie: a=1\r\nset-cookie: b=2\r\nDate: today\r\nContent-Length: 2\r\nContent-Length: 2\r\n\
+                    Set-Cookie: a=1\r\nset-cookie: b=2\r\nDate: today\r\nContent-Length: 02\r\nContent-Length: 2\r\n\
                     Upgrade: h2c\r\n\r\nok";
         let (head, rest) = take_from(text).unwrap().unwrap();
         let fields: Vec<_> =
