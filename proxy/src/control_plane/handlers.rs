@@ -11,7 +11,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use model::name::ServiceName;
-use model::protocol::{Problem, ProblemCode, Status};
+use model::protocol::{Problem, ProblemCode, SSH_CONNECTION_HEADER, Status};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -24,8 +24,6 @@ use crate::config::Groups;
 
 const BODY_BYTES_MAX: usize = 1 << 20;
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Set by `agentctl` from its environment.
-const SSH_CONNECTION: &str = "x-portcullis-ssh-connection";
 
 /// What the handlers know.
 pub struct Api {
@@ -141,7 +139,7 @@ async fn handle(api: &Api, caller: &Caller, request: Request<Incoming>) -> Resul
     if !resource.methods().contains(&head.method) {
         return Err(wrong_method(&head.method, resource));
     }
-    let ssh = head.headers.get(SSH_CONNECTION).and_then(|value| value.to_str().ok());
+    let ssh = head.headers.get(SSH_CONNECTION_HEADER).and_then(|value| value.to_str().ok());
     let call = Call { context: &api.context, actor: caller.actor(ssh), body };
     match resource {
         Resource::Status => Ok(json(&agent_status(api))),
