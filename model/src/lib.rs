@@ -6,6 +6,7 @@
 pub mod balance;
 pub mod canary;
 pub mod cutover;
+pub mod declared;
 pub mod diagnosis;
 pub mod duration;
 pub mod health;
@@ -14,6 +15,7 @@ pub mod pace;
 pub mod policy_patch;
 pub mod probe;
 pub mod protocol;
+pub mod provenance;
 pub mod reason;
 pub mod route;
 pub mod service;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::canary::{Overrides, VisitorSource};
 use crate::name::{HostName, HostPattern, PathPrefix, ReleaseId, ServiceName, TargetAddress};
+use crate::provenance::Provenance;
 use crate::weight::Weight;
 
 /// How many releases a service remembers, the newest first.
@@ -214,6 +215,15 @@ pub struct Service {
     pub history: Vec<HistoryEntry>,
     /// Of the next release that brings no label.
     pub next_number: u64,
+    /// Who set what `policy` says.
+    pub provenance: Provenance,
+}
+
+/// A policy that waits for the service's first release.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Declared {
+    pub policy: Policy,
+    pub provenance: Provenance,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -253,7 +263,16 @@ impl Outcome {
 
 impl Service {
     pub fn new(name: ServiceName, policy: Policy, stable: Release) -> Self {
-        Self { name, policy, stable, canary: None, held: None, history: Vec::new(), next_number: 1 }
+        Self {
+            name,
+            policy,
+            stable,
+            canary: None,
+            held: None,
+            history: Vec::new(),
+            next_number: 1,
+            provenance: Provenance::default(),
+        }
     }
 
     /// `release` becomes stable and the stable one is held. A canary ends.

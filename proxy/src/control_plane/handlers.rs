@@ -19,7 +19,7 @@ pub use self::body::Answer;
 use super::access::{Caller, Peer, Role};
 use super::audit::FOLLOWERS_MAX;
 use super::context::{Context, invalid};
-use super::{canary, deploy, remove, rollback, status};
+use super::{apply, canary, deploy, remove, rollback, status};
 use crate::config::Groups;
 
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -37,7 +37,7 @@ pub struct Api {
 const ROUTES: &str = "GET /v1/status, GET /v1/events, GET /v1/services/NAME, GET /v1/services/NAME/history, \
     POST /v1/services/NAME/deploy, POST /v1/services/NAME/rollback, POST /v1/services/NAME/canary/start, \
     POST /v1/services/NAME/canary/set, POST /v1/services/NAME/canary/promote, \
-    POST /v1/services/NAME/canary/abort, DELETE /v1/services/NAME";
+    POST /v1/services/NAME/canary/abort, DELETE /v1/services/NAME, POST /v1/plan, POST /v1/apply";
 
 /// A path of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +52,8 @@ enum Resource<'p> {
     CanarySet(&'p str),
     CanaryPromote(&'p str),
     CanaryAbort(&'p str),
+    Plan,
+    Apply,
 }
 
 impl<'p> Resource<'p> {
@@ -60,6 +62,8 @@ impl<'p> Resource<'p> {
         Some(match rest.split('/').collect::<Vec<_>>().as_slice() {
             ["status"] => Self::Status,
             ["events"] => Self::Events,
+            ["plan"] => Self::Plan,
+            ["apply"] => Self::Apply,
             ["services", name] => Self::Service(name),
             ["services", name, "history"] => Self::History(name),
             ["services", name, "deploy"] => Self::Deploy(name),
@@ -132,10 +136,11 @@ fn refused(refusal: &Refusal) -> Response<Answer> {
 
 async fn handle(api: &Api, caller: &Caller, request: Request<Incoming>) -> Result<Response<Answer>, Refusal> {
     refuse_browsers(&request)?;
-    let needed = if request.method() == Method::GET { Role::Read } else { Role::Operate };
-    caller.require(needed, &api.groups)?;
     let (head, body) = request.into_parts();
-    let resource = Resource::parse(head.uri.path()).ok_or_else(|| unknown_path(head.uri.path()))?;
+    let resource = Resource::parse(head.uri.path());
+    let only_looks = head.method == Method::GET || resource == Some(Resource::Plan);
+    caller.require(if only_looks { Role::Read } else { Role::Operate }, &api.groups)?;
+    let resource = resource.ok_or_else(|| unknown_path(head.uri.path()))?;
     if !resource.methods().contains(&head.method) {
         return Err(wrong_method(&head.method, resource));
     }
@@ -144,6 +149,11 @@ async fn handle(api: &Api, caller: &Caller, request: Request<Incoming>) -> Resul
     match resource {
         Resource::Status => Ok(json(&agent_status(api))),
         Resource::Events => Ok(events(&api.context, follows(head.uri.query())?)?),
+        Resource::Plan => Ok(json(&apply::plan(&api.context, &call.read().await?).await?)),
+        Resource::Apply => {
+            let actor = call.actor.clone();
+            Ok(json(&apply::apply(&api.context, actor, &call.read().await?).await?))
+        }
         _ => Ok(call.service(resource, &head.method).await?),
     }
 }
@@ -183,6 +193,7 @@ fn agent_status(api: &Api) -> Status {
         listeners: context.listeners.clone(),
         workers: u32::try_from(api.workers).unwrap_or(u32::MAX),
         services: status::services(&view, context.registry.readings(), &context.operations),
+        declared: status::declared(&view),
     }
 }
 
@@ -240,7 +251,7 @@ impl Call<'_> {
             }
             Resource::CanaryPromote(name) => canary::promote(context, parse(name)?, actor).await?,
             Resource::CanaryAbort(name) => canary::abort(context, parse(name)?, actor).await?,
-            Resource::Status | Resource::Events => {
+            Resource::Status | Resource::Events | Resource::Plan | Resource::Apply => {
                 return Err(Problem::new(ProblemCode::Internal, "this path belongs to no service"));
             }
         };
@@ -298,6 +309,7 @@ mod tests {
             ("/v1/status", Some(Resource::Status)),
             ("/v1/services/shop", Some(Resource::Service("shop"))),
             ("/v1/services/shop/canary/set", Some(Resource::CanarySet("shop"))),
+            ("/v1/plan", Some(Resource::Plan)),
             ("/v1/services/shop/canary", None),
             ("/v1/services", None),
             ("/v1/status/", None),

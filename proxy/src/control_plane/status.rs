@@ -1,12 +1,13 @@
 //! What the agent says of itself: the view, its health and its operations, as the protocol's shapes.
 
 use model::health;
+use model::name::ServiceName;
 use model::policy_patch;
 use model::protocol::{
-    CanaryStatus, History, HistoryItem, OutcomeName, ReleaseStatus, SeatsStatus, ServiceState, ServiceStatus,
-    Slot, TargetStateName, TargetStatus,
+    CanaryStatus, DeclaredStatus, History, HistoryItem, OutcomeName, ReleaseStatus, SeatsStatus,
+    ServiceState, ServiceStatus, Slot, TargetStateName, TargetStatus,
 };
-use model::service::{Outcome, Release as Record, Service};
+use model::service::{Declared, Outcome, Release as Record, Service};
 
 use super::activations::{Activation, Live};
 use super::monitor::Readings;
@@ -16,6 +17,14 @@ use super::snapshots;
 
 pub fn services(view: &View, readings: &Readings, operations: &Operations) -> Vec<ServiceStatus> {
     view.services().map(|(name, live)| service(name, live, readings, operations)).collect()
+}
+
+pub fn declared(view: &View) -> Vec<DeclaredStatus> {
+    let one = |(name, declared): (&ServiceName, &Declared)| DeclaredStatus {
+        name: name.to_string(),
+        policy: policy_patch::from_policy(&declared.policy),
+    };
+    view.state.declared.iter().map(one).collect()
 }
 
 pub fn service(

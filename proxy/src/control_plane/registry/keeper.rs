@@ -3,6 +3,8 @@
 //! Order of a change: pure change on a copy → disk → view and snapshot → monitor → audit log → answer. What
 //! fails before the disk has it changes nothing; nothing after it can fail.
 
+mod declaring;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -92,11 +94,15 @@ impl Keeper {
             }
             Command::Located(name, record, endpoints) => self.relocate(&name, &record, &endpoints),
             Command::Tidy => self.tidy(),
+            Command::Declare(declaration, answer) => {
+                let result = self.declare(*declaration).await;
+                let _ = answer.send(result);
+            }
         }
     }
 
     async fn commit(&mut self, commit: Commit) -> Result<Committed, Problem> {
-        let origin = Origin { actor: commit.actor.clone(), at_ms: now_ms() };
+        let origin = Origin { actor: commit.actor.clone(), at_ms: now_ms(), by: commit.kind };
         let state = changes::apply(&self.current.state, &commit.service, &commit.change, &origin)?;
         let live = self.follow(&commit, &state).await?;
         let state = self.save(state).await?;

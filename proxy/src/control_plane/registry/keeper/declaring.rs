@@ -1,0 +1,63 @@
+//! Policies that were declared: one change of several services.
+
+use std::sync::Arc;
+
+use model::name::ServiceName;
+use model::protocol::{LoggedEvent, Problem, ServicePlan};
+use model::provenance::Mark;
+
+use super::super::super::{apply, certificates, declarations, now_ms};
+use super::super::{Declaration, View};
+use super::Keeper;
+
+impl Keeper {
+    /// The generation, and whether anything was new. Certificates that were read anew are shown in any case.
+    pub(super) async fn declare(&mut self, declaration: Declaration) -> Result<(u64, bool), Problem> {
+        let Declaration { policies, actor, generation, certificates } = declaration;
+        let before = Arc::clone(&self.current.state);
+        declarations::check_generation(&before, generation)?;
+        let mark = Mark { actor, at_ms: now_ms(), by: apply::VERB.to_owned() };
+        let next = declarations::declare(&before, &policies, &mark)?;
+        let changed = next.is_some();
+        let state = match next {
+            Some(next) => self.save(next).await?,
+            None => Arc::clone(&before),
+        };
+        let mut live = self.current.live.clone();
+        for name in policies.keys() {
+            let (Some(service), Some(live)) = (state.services.get(name), live.get_mut(name)) else {
+                continue;
+            };
+            let read = certificates.iter().find(|(of, _)| of == name).map(|(_, read)| read.clone());
+            live.certificate =
+                certificates::current(service, read.into_iter().chain(live.certificate.take())).await;
+        }
+        self.swap(View { state, live });
+        if changed {
+            for plan in declarations::plan(&before, &policies) {
+                self.tell_declared(&plan, &mark);
+            }
+        }
+        Ok((self.current.state.generation, changed))
+    }
+
+    fn tell_declared(&self, plan: &ServicePlan, mark: &Mark) {
+        let settings: Vec<&str> = plan.differences.iter().map(|one| one.setting.as_str()).collect();
+        let message = match settings.as_slice() {
+            [] => "its policy is as declared".to_owned(),
+            settings => format!("its policy was declared; new: {}", settings.join(", ")),
+        };
+        let service = plan.service.parse::<ServiceName>().ok();
+        let service = service.and_then(|name| self.current.state.services.get(&name));
+        self.parts.audit.record(LoggedEvent {
+            at_ms: mark.at_ms,
+            generation: self.current.state.generation,
+            kind: apply::VERB.to_owned(),
+            service: Some(plan.service.clone()),
+            release: service.map(|service| service.stable.id.to_string()),
+            target: None,
+            actor: mark.actor.clone(),
+            message,
+        });
+    }
+}
