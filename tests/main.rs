@@ -3,6 +3,7 @@
 mod canary;
 mod cli;
 mod cutover;
+mod declared;
 mod dependencies;
 mod gate;
 mod harness_itself;
