@@ -207,12 +207,13 @@ mod tests {
             ("[service.shop]\nbake = 1m", &["2: not TOML: "]),
             ("[service.shop]\nbake = '1m'\nbake = '2m'", &["3: not TOML: duplicate key"]),
             (
-                "[service.shop]\nhost = ['a.test']\nmax-inflight = 5\nDrain-Timeout = '1s'\nssl = true\n",
+                "[service.shop]\nhost = ['a.test']\nmax-inflight = 5\nDrain-Timeout = '1s'\nssl = true\nmax-request-body = 5\n",
                 &[
                     "2: `host` is not a setting; did you mean `hosts`?",
                     "3: `max-inflight` is not a setting; did you mean `max_in_flight`?",
                     "4: `Drain-Timeout` is not a setting; did you mean `drain_timeout`?",
                     "5: `ssl` is not a setting",
+                    "6: `max-request-body` is not a setting; did you mean `max_request_body_bytes`?",
                 ],
             ),
             (

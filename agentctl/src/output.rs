@@ -87,11 +87,14 @@ impl Output {
     }
 
     /// Asks on the terminal; anything but a yes is a no.
-    pub(crate) fn confirm(&mut self, question: &str) -> Result<bool, Failure> {
+    pub(crate) fn confirm(&mut self, question: &str) -> bool {
         self.talk(&format!("{question} [y/N] "));
         let mut answer = String::new();
-        io::stdin().read_line(&mut answer).map_err(Failure::Start)?;
-        Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
+        if !io::stdin().read_line(&mut answer).is_ok_and(|bytes| bytes > 0) {
+            // Nobody ended the line.
+            self.talk("\n");
+        }
+        matches!(answer.trim().to_lowercase().as_str(), "y" | "yes")
     }
 
     /// Tells of a failure and returns the exit code.

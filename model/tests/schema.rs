@@ -8,10 +8,10 @@ use schemars::{Schema, schema_for};
 
 fn compare(name: &str, schema: &Schema) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/schema").join(name);
-    let generated = serde_json::to_string_pretty(schema).unwrap() + "\n";
+    let generated = serde_json::to_string_pretty(schema).expect("a schema is JSON") + "\n";
     if std::env::var_os("UPDATE_SCHEMA").is_some() {
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, &generated).unwrap();
+        std::fs::create_dir_all(path.with_file_name("")).expect("docs can be written");
+        std::fs::write(&path, &generated).expect("docs can be written");
     }
     let published = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(

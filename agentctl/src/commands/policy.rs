@@ -72,7 +72,7 @@ pub(crate) async fn apply(context: &mut Context, arguments: &ApplyArgs) -> Resul
     if asks {
         let text = render::changes(&plan.services, context.output.data_paint);
         context.output.data(&text)?;
-        if !context.output.confirm(&format!("Change {}?", counted(settings, "setting")))? {
+        if !context.output.confirm(&format!("Change {}?", counted(settings, "setting"))) {
             return Err(Problem::new(ProblemCode::Aborted, "not confirmed; nothing was changed").into());
         }
     }

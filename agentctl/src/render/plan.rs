@@ -47,19 +47,18 @@ fn rows(
 
 /// Such as `root (uid 0), 2026-11-18T11:06:40Z: deploy --bake`.
 fn hand(mark: &MarkBody, one: &DifferenceBody) -> String {
-    let flag = if mark.by == "deploy" { format!(" --{}", flag(&one.setting)) } else { String::new() };
+    let is_list = one.declared.is_array() || one.running.is_array();
+    let flag =
+        if mark.by == "deploy" { format!(" --{}", flag(&one.setting, is_list)) } else { String::new() };
     format!("{}, {}: {}{flag}", mark.actor, events::second(mark.at_ms), mark.by)
 }
 
-/// The flag of `deploy` that sets it.
-fn flag(setting: &str) -> String {
-    let singular = match setting {
-        "hosts" => "host",
-        "path_prefixes" => "path-prefix",
-        // The protocol names units where the flag's placeholder does.
-        other => other.strip_suffix("_bytes").unwrap_or(other),
-    };
-    singular.replace('_', "-")
+/// The flag of `deploy` that sets it: lists are given one by one, and the flag's placeholder names the unit.
+fn flag(setting: &str, is_list: bool) -> String {
+    let name = setting.strip_suffix("_bytes").unwrap_or(setting);
+    let plural = if name.ends_with("xes") { "es" } else { "s" };
+    let name = if is_list { name.strip_suffix(plural).unwrap_or(name) } else { name };
+    name.replace('_', "-")
 }
 
 /// Empty where nothing is said.
@@ -74,10 +73,14 @@ fn shown(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+    use model::declared;
     use model::protocol::DeclaredState;
+    use model::service::Policy;
     use serde_json::json;
 
     use super::*;
+    use crate::cli::Cli;
     use crate::render::samples::NOW_MS;
 
     fn one(setting: &str, declared: Value, running: Value, by: Option<&str>) -> DifferenceBody {
@@ -135,6 +138,18 @@ mod tests {
         shop     tls_redirect            true  -              ann (uid 1001), 2026-11-18T11:06:40Z: deploy --tls-redirect
         shop     max_request_body_bytes  5     0              ann (uid 1001), 2026-11-18T11:06:40Z: deploy --max-request-body
         ");
+    }
+
+    #[test]
+    fn every_setting_is_a_flag_of_deploy() {
+        let command = Cli::command();
+        let deploy = command.find_subcommand("deploy").unwrap();
+        let flags: Vec<&str> = deploy.get_arguments().filter_map(|argument| argument.get_long()).collect();
+        let defaults = declared::settings(&Policy::default());
+        for setting in declared::names() {
+            let flag = flag(&setting, defaults.get(&setting).is_some_and(Value::is_array));
+            assert!(flags.contains(&flag.as_str()), "{setting}: there is no --{flag}");
+        }
     }
 
     #[test]

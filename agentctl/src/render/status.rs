@@ -195,6 +195,8 @@ fn hosts(service: &ServiceStatus) -> String {
 
 #[cfg(test)]
 mod tests {
+    use model::protocol::DeclaredStatus;
+
     use super::*;
     use crate::render::samples::{self, NOW_MS};
 
@@ -221,6 +223,23 @@ mod tests {
 
         no services yet: `agentctl deploy NAME --target HOST:PORT` makes the first
         ");
+    }
+
+    #[test]
+    fn services_without_a_release() {
+        let waiting = |name: &str| DeclaredStatus { name: name.into(), policy: PolicyPatch::default() };
+        let mut status = Status {
+            services: vec![samples::quiet_service()],
+            declared: vec![waiting("blog"), waiting("wiki")],
+            ..samples::status()
+        };
+        insta::assert_snapshot!(list(&status, PLAIN()), @r"
+        SERVICE  STATE    HOSTS  PATHS  TLS  STABLE  CANARY  HELD  NOW
+        docs     serving  any    /docs  no   r1      -       -     -
+        declared, without a release yet: blog, wiki
+        ");
+        status.services.clear();
+        assert_eq!(list(&status, PLAIN()), "declared, without a release yet: blog, wiki\n");
     }
 
     #[test]

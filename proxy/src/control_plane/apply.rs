@@ -11,30 +11,28 @@ use super::context::{Context, Shared};
 use super::declarations::{self, Policies};
 use super::operations::Claim;
 use super::registry::Declaration;
+use crate::adapters::state_file::State;
 
 pub const VERB: &str = "apply";
 
-/// Refuses what `apply` would refuse. Files of services that would not change are not looked at.
+/// Refuses what `apply` would refuse, but for operations under way.
 pub async fn plan(context: &Context, request: &DeclareRequest) -> Result<Plan, Problem> {
     let policies = declarations::parse(request)?;
     let state = &context.registry.view().state;
     declarations::check_generation(state, request.generation)?;
     declarations::check_routes(state, &policies)?;
-    let services = declarations::plan(state, &policies);
-    for (plan, policy) in services.iter().zip(policies.values()) {
-        if !plan.differences.is_empty() {
-            certificates::load(policy).await?;
-        }
+    for policy in policies.values() {
+        certificates::load(policy).await?;
     }
+    let services = declarations::plan(state, &policies);
     Ok(Plan { generation: state.generation, services })
 }
 
 pub async fn apply(context: &Shared, actor: String, request: &DeclareRequest) -> Result<Applied, Problem> {
     let policies = declarations::parse(request)?;
-    // A deploy under way has its own idea of the policy, and may go back to the one before.
-    let claims = claim(context, &policies, &actor)?;
     let state = &context.registry.view().state;
     declarations::check_generation(state, request.generation)?;
+    let claims = claim(context, state, &policies, &actor)?;
     declarations::check_routes(state, &policies)?;
     let mut certificates = Vec::new();
     for (name, policy) in &policies {
@@ -42,7 +40,7 @@ pub async fn apply(context: &Shared, actor: String, request: &DeclareRequest) ->
         certificates.extend(loaded.map(|certificate| (name.clone(), certificate)));
     }
     let services = declarations::plan(state, &policies);
-    let declaration = Declaration { policies, actor, generation: request.generation, certificates };
+    let declaration = Declaration { policies, actor, generation: state.generation, certificates };
     // Whether the caller stays or not, the services are claimed until it is done.
     let context = Arc::clone(context);
     let tasks = context.tasks.clone();
@@ -56,6 +54,9 @@ pub async fn apply(context: &Shared, actor: String, request: &DeclareRequest) ->
     Ok(Applied { generation, changed, services })
 }
 
-fn claim(context: &Context, policies: &Policies, actor: &str) -> Result<Vec<Claim>, Problem> {
-    policies.keys().map(|name| context.operations.claim(name, VERB, actor)).collect()
+/// A deploy under way has its own idea of the policy, and may go back to the one before: it must not come between.
+/// Services that are as declared are nobody's business.
+fn claim(context: &Context, state: &State, policies: &Policies, actor: &str) -> Result<Vec<Claim>, Problem> {
+    let new = declarations::undeclared(state, policies);
+    new.into_iter().map(|name| context.operations.claim(name, VERB, actor)).collect()
 }

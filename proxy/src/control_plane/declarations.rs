@@ -81,12 +81,12 @@ fn plan_one(state: &State, name: &ServiceName, policy: &Policy) -> ServicePlan {
         state: found,
         applied: provenance.applied.as_ref().map(mark_body),
         differences: absent.into_iter().chain(declared::differences(policy, running)).map(body).collect(),
-        undeclared: service.map(undeclared).unwrap_or_default().into_iter().map(body).collect(),
+        undeclared: service.map(hand_made).unwrap_or_default().into_iter().map(body).collect(),
     }
 }
 
 /// What was done by hand and no file can declare.
-fn undeclared(service: &Service) -> Vec<Difference> {
+fn hand_made(service: &Service) -> Vec<Difference> {
     let canary = service.canary.as_ref().map(|canary| Difference {
         setting: CANARY.to_owned(),
         declared: Value::Null,
@@ -138,7 +138,7 @@ pub fn check_generation(state: &State, expected: Option<u64>) -> Result<(), Prob
 /// `state` with the policies, one generation later; `None` if every one is there, and known as declared.
 pub fn declare(state: &State, policies: &Policies, mark: &Mark) -> Result<Option<State>, Problem> {
     check_routes(state, policies)?;
-    if policies.iter().all(|(name, policy)| is_declared(state, name, policy)) {
+    if undeclared(state, policies).is_empty() {
         return Ok(None);
     }
     let mut next = with_policies(state, policies);
@@ -151,6 +151,11 @@ pub fn declare(state: &State, policies: &Policies, mark: &Mark) -> Result<Option
         }
     }
     Ok(Some(next))
+}
+
+/// The services for which `declare` would change something.
+pub fn undeclared<'p>(state: &State, policies: &'p Policies) -> Vec<&'p ServiceName> {
+    policies.iter().filter(|(name, policy)| !is_declared(state, name, policy)).map(|(name, _)| name).collect()
 }
 
 fn is_declared(state: &State, name: &ServiceName, policy: &Policy) -> bool {

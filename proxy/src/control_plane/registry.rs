@@ -75,8 +75,8 @@ pub struct Committed {
 pub struct Declaration {
     pub policies: Policies,
     pub actor: String,
-    /// Refused unless the state is of this generation.
-    pub generation: Option<u64>,
+    /// Of the state that was looked at; refused if it has gone on.
+    pub generation: u64,
     /// Of the policies' files, read anew.
     pub certificates: Vec<(ServiceName, ServiceCertificate)>,
 }

@@ -15,7 +15,7 @@ impl Keeper {
     pub(super) async fn declare(&mut self, declaration: Declaration) -> Result<(u64, bool), Problem> {
         let Declaration { policies, actor, generation, certificates } = declaration;
         let before = Arc::clone(&self.current.state);
-        declarations::check_generation(&before, generation)?;
+        declarations::check_generation(&before, Some(generation))?;
         let mark = Mark { actor, at_ms: now_ms(), by: apply::VERB.to_owned() };
         let next = declarations::declare(&before, &policies, &mark)?;
         let changed = next.is_some();
