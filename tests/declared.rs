@@ -29,7 +29,7 @@ fn logged(world: &World, kind: &str) -> LoggedEvent {
     let events = world.agentctl(["events", "--json"]).succeeds();
     let lines = events.stdout();
     let all = lines.lines().map(|line| serde_json::from_str::<LoggedEvent>(line).expect("an event"));
-    all.filter(|event| event.kind == kind).last().unwrap_or_else(|| panic!("no {kind} in {events}"))
+    all.rev().find(|event| event.kind == kind).unwrap_or_else(|| panic!("no {kind} in {events}"))
 }
 
 fn policy(world: &World, service: &str) -> PolicyPatch {
@@ -120,7 +120,10 @@ fn a_hand_is_told_from_a_newer_file_also_after_a_restart() {
     assert_eq!(plan(&world, &newer).succeeds().stdout(), "");
     let patch = policy(&world, "shop");
     assert_eq!((patch.drain_timeout.as_deref(), patch.max_in_flight), (Some("2s"), Some(7)));
-    assert_eq!(logged(&world, "apply").message, "its policy was declared; new: drain_timeout, max_in_flight");
+    assert_eq!(
+        logged(&world, "apply").message,
+        "its policy was declared: drain_timeout 9s → 2s, max_in_flight 0 → 7"
+    );
 }
 
 #[test]

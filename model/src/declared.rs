@@ -3,11 +3,14 @@
 //! Which settings there are is read off `PolicyPatch`, so that a new one is declared, compared and exported
 //! without another line here.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
+use crate::canary::Overrides;
 use crate::policy_patch;
 use crate::protocol::{PolicyPatch, Problem};
-use crate::service::Policy;
+use crate::service::{Canary, Policy, Service};
 
 /// A setting of which two policies say different things; `Null` where one says nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +56,33 @@ pub fn differences(declared: &Policy, running: &Policy) -> Vec<Difference> {
         Difference { declared: side(&declared), running: side(&running), setting }
     });
     compared.filter(|one| one.declared != one.running).collect()
+}
+
+/// What a setting says, for people; empty where it says nothing.
+pub fn text(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        Value::Array(values) => values.iter().map(text).collect::<Vec<_>>().join(","),
+        other => other.to_string(),
+    }
+}
+
+/// What was done to a service by hand, goes on, and is not for files to declare: its name, and what it is now.
+pub fn undeclared(service: &Service) -> BTreeMap<&'static str, String> {
+    let canary = service.canary.as_ref().map(|canary| ("canary", describe(canary)));
+    canary.into_iter().collect()
+}
+
+/// Such as `release r2 at 5%, 2 overrides`.
+fn describe(canary: &Canary) -> String {
+    let Overrides { headers, cookies, networks, visitors } = &canary.overrides;
+    let overrides = match headers.len() + cookies.len() + networks.len() + visitors.len() {
+        0 => String::new(),
+        1 => ", 1 override".to_owned(),
+        count => format!(", {count} overrides"),
+    };
+    format!("release {} at {}{overrides}", canary.release.id, canary.weight)
 }
 
 /// Everything that is wrong with what `patch` declares, where one thing does not hide another.
@@ -150,6 +180,46 @@ mod tests {
             let found: Vec<_> =
                 found.iter().map(|d| (d.setting.as_str(), d.declared.clone(), d.running.clone())).collect();
             assert_eq!(found, want, "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn values_for_people() {
+        for (value, want) in [
+            (Value::Null, ""),
+            (json!(""), ""),
+            (json!("1m"), "1m"),
+            (json!(5), "5"),
+            (json!(false), "false"),
+            (json!([]), ""),
+            (json!(["a.test", "b.test"]), "a.test,b.test"),
+        ] {
+            assert_eq!(text(&value), want, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_canary_is_for_no_file() {
+        let release = |id: &str| crate::service::Release {
+            id: id.parse().unwrap(),
+            targets: vec!["127.0.0.1:1".parse().unwrap()],
+            created_ms: 0,
+        };
+        let mut service = Service::new("shop".parse().unwrap(), Policy::default(), release("r1"));
+        assert_eq!(undeclared(&service), BTreeMap::new());
+        for (visitors, want) in [
+            (&[][..], "release r2 at 0.5%"),
+            (&["ann"], "release r2 at 0.5%, 1 override"),
+            (&["ann", "bob"], "release r2 at 0.5%, 2 overrides"),
+        ] {
+            let visitors = visitors.iter().map(ToString::to_string).collect();
+            service.canary = Some(Canary {
+                release: release("r2"),
+                weight: "0.5%".parse().unwrap(),
+                rollout: "r2".into(),
+                overrides: Overrides { visitors, ..Overrides::default() },
+            });
+            assert_eq!(undeclared(&service), BTreeMap::from([("canary", want.to_owned())]));
         }
     }
 

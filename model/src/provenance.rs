@@ -2,8 +2,7 @@
 //!
 //! Kept small: a change names its settings, and a newer change takes them over.
 
-/// The mark of a running canary, which no file declares.
-pub const CANARY: &str = "canary";
+use crate::declared;
 
 /// Who changed something, when, and by which command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +27,7 @@ pub struct Provenance {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HandMade {
     pub mark: Mark,
-    /// Settings of the policy by name, or `CANARY`.
+    /// Settings of the policy, and things that no file declares (`declared::undeclared`), by name.
     pub settings: Vec<String>,
 }
 
@@ -41,12 +40,14 @@ impl Provenance {
         }
     }
 
-    /// The whole policy was declared. What files cannot declare stays a hand's.
+    /// The whole policy was declared. What no file declares stays a hand's.
     pub fn declare(&mut self, mark: Mark) {
+        let declarable = declared::names();
         self.applied = Some(mark);
-        self.forget(|setting| setting != CANARY);
+        self.forget(|setting| declarable.iter().any(|name| name == setting));
     }
 
+    /// Whoever set what `is_over` names is of no interest any more.
     pub fn forget(&mut self, is_over: impl Fn(&str) -> bool) {
         for change in &mut self.by_hand {
             change.settings.retain(|setting| !is_over(setting));
@@ -62,8 +63,9 @@ impl Provenance {
 
     /// Whether an `apply` has said all there is to say of the policy.
     pub fn is_declared(&self) -> bool {
-        self.applied.is_some()
-            && self.by_hand.iter().flat_map(|change| &change.settings).all(|one| one == CANARY)
+        let declarable = declared::names();
+        let mut by_hand = self.by_hand.iter().flat_map(|change| &change.settings);
+        self.applied.is_some() && !by_hand.any(|setting| declarable.contains(setting))
     }
 }
 
@@ -93,10 +95,10 @@ mod tests {
         assert!(!provenance.is_declared(), "nobody declared it");
         for (by, names, want) in [
             ("deploy", &["bake", "tls"][..], "bake=deploy tls=deploy"),
-            ("canary start", &[CANARY], "canary=canary start bake=deploy tls=deploy"),
+            ("canary start", &["canary"], "canary=canary start bake=deploy tls=deploy"),
             ("redeploy", &["bake"], "bake=redeploy canary=canary start tls=deploy"),
             ("rollback", &[], "bake=redeploy canary=canary start tls=deploy"),
-            ("canary set", &[CANARY], "canary=canary set bake=redeploy tls=deploy"),
+            ("canary set", &["canary"], "canary=canary set bake=redeploy tls=deploy"),
             ("restart", &["tls"], "tls=restart canary=canary set bake=redeploy"),
         ] {
             provenance.note(mark(by), settings(names));
@@ -110,7 +112,7 @@ mod tests {
         assert_eq!((provenance.hand_of("tls"), provenance.is_declared()), (None, true));
         provenance.note(mark("deploy"), settings(&["bake"]));
         assert!(!provenance.is_declared());
-        provenance.forget(|setting| setting == CANARY);
+        provenance.forget(|setting| setting == "canary");
         assert_eq!(picture(&provenance), "bake=deploy");
     }
 }

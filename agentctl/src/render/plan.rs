@@ -1,7 +1,7 @@
 //! Declared policies beside what runs.
 
+use model::declared::text;
 use model::protocol::{DifferenceBody, MarkBody, ServicePlan};
-use serde_json::Value;
 
 use super::events;
 use super::paint::{Paint, Tone};
@@ -10,14 +10,14 @@ use super::table::{Cell, table};
 /// One row for each difference, also of what no file declares. Empty where there is none.
 pub(crate) fn drift(services: &[ServicePlan], paint: Paint) -> String {
     let all = |service: &ServicePlan| [&service.differences[..], &service.undeclared].concat();
-    let rows = rows(services, all, |one| [shown(&one.declared), shown(&one.running)]);
+    let rows = rows(services, all, |one| [text(&one.declared), text(&one.running)]);
     unless_empty(["SERVICE", "SETTING", "DECLARED", "RUNNING", "CHANGED BY HAND"], &rows, paint)
 }
 
 /// One row for each setting that `apply` changes. Empty where there is none.
 pub(crate) fn changes(services: &[ServicePlan], paint: Paint) -> String {
     let all = |service: &ServicePlan| service.differences.clone();
-    let rows = rows(services, all, |one| [shown(&one.running), shown(&one.declared)]);
+    let rows = rows(services, all, |one| [text(&one.running), text(&one.declared)]);
     unless_empty(["SERVICE", "SETTING", "OLD", "NEW", "OLD SET BY HAND"], &rows, paint)
 }
 
@@ -61,23 +61,13 @@ fn flag(setting: &str, is_list: bool) -> String {
     name.replace('_', "-")
 }
 
-/// Empty where nothing is said.
-fn shown(value: &Value) -> String {
-    match value {
-        Value::Null => String::new(),
-        Value::String(text) => text.clone(),
-        Value::Array(values) => values.iter().map(shown).collect::<Vec<_>>().join(","),
-        other => other.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
     use model::declared;
     use model::protocol::DeclaredState;
     use model::service::Policy;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::cli::Cli;

@@ -3,7 +3,7 @@
 use model::declared;
 use model::name::{ReleaseId, ServiceName};
 use model::protocol::{Problem, ProblemCode};
-use model::provenance::{CANARY, Mark};
+use model::provenance::Mark;
 use model::route::RouteTable;
 use model::service::{Canary, HistoryEntry, Outcome, Policy, Release, Service};
 use model::weight::Weight;
@@ -149,33 +149,29 @@ pub fn apply(state: &State, name: &ServiceName, change: &Change, origin: &Origin
             service.remember(entry(release, Outcome::Refused, Some(reason)));
         }
     }
-    if !matches!(change, Change::Revert { .. }) {
-        note_hand(state, &mut next, name, origin);
-    }
-    forget_ended_canary(&mut next, name);
+    note_hand(state, &mut next, name, change, origin);
     Ok(next)
 }
 
-/// What the policy and the canary say now, and did not say before, was said by hand.
-fn note_hand(state: &State, next: &mut State, name: &ServiceName, origin: &Origin) {
+/// What a service says now and did not say before, a hand has said. A revert brings back who had.
+fn note_hand(state: &State, next: &mut State, name: &ServiceName, change: &Change, origin: &Origin) {
     let Some(service) = next.services.get_mut(name) else { return };
-    let before = state.services.get(name);
-    let declared = state.declared.get(name).map(|declared| &declared.policy);
-    let (default, policy) = (Policy::default(), before.map(|before| &before.policy).or(declared));
-    let differences = declared::differences(policy.unwrap_or(&default), &service.policy);
-    let mut settings: Vec<String> = differences.into_iter().map(|one| one.setting).collect();
-    if service.canary.is_some() && before.and_then(|before| before.canary.as_ref()) != service.canary.as_ref()
-    {
-        settings.push(CANARY.to_owned());
+    let undeclared = declared::undeclared(service);
+    if !matches!(change, Change::Revert { .. }) {
+        let before = state.services.get(name);
+        let waiting = state.declared.get(name).map(|declared| &declared.policy);
+        let policy = before.map(|before| &before.policy).or(waiting).cloned().unwrap_or_default();
+        let differences = declared::differences(&policy, &service.policy).into_iter().map(|one| one.setting);
+        let known = before.map(declared::undeclared).unwrap_or_default();
+        let new = undeclared.iter().filter(|(thing, what)| known.get(*thing) != Some(*what));
+        let settings = differences.chain(new.map(|(thing, _)| (*thing).to_owned())).collect();
+        let mark = Mark { actor: origin.actor.clone(), at_ms: origin.at_ms, by: origin.by.to_owned() };
+        service.provenance.note(mark, settings);
     }
-    let mark = Mark { actor: origin.actor.clone(), at_ms: origin.at_ms, by: origin.by.to_owned() };
-    service.provenance.note(mark, settings);
-}
-
-fn forget_ended_canary(next: &mut State, name: &ServiceName) {
-    if let Some(service) = next.services.get_mut(name).filter(|service| service.canary.is_none()) {
-        service.provenance.forget(|setting| setting == CANARY);
-    }
+    let settings = declared::names();
+    service
+        .provenance
+        .forget(|one| !undeclared.contains_key(one) && !settings.iter().any(|name| name == one));
 }
 
 fn end_canary(

@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 
 use model::declared::{self, Difference};
 use model::name::ServiceName;
-use model::policy_patch;
 use model::protocol::{
     DeclareRequest, DeclaredState, DifferenceBody, MarkBody, PolicyPatch, Problem, ProblemCode, ServicePlan,
 };
-use model::provenance::{CANARY, Mark, Provenance};
-use model::service::{Canary, Declared, Policy, Service};
+use model::provenance::{Mark, Provenance};
+use model::service::{Declared, Policy};
 use serde_json::Value;
 
 use super::changes;
@@ -71,9 +70,17 @@ fn plan_one(state: &State, name: &ServiceName, policy: &Policy) -> ServicePlan {
         (None, None) => (DeclaredState::Absent, &default, &nobody),
     };
     let body = |Difference { setting, declared, running }| {
+        // The default that it is compared with runs nowhere.
+        let running = if found == DeclaredState::Absent { Value::Null } else { running };
         let by_hand = provenance.hand_of(&setting).map(mark_body);
         DifferenceBody { setting, declared, running, by_hand }
     };
+    let undeclared = service.map(declared::undeclared).unwrap_or_default().into_iter();
+    let undeclared = undeclared.map(|(thing, what)| Difference {
+        setting: thing.into(),
+        declared: Value::Null,
+        running: what.into(),
+    });
     let absent = Difference { setting: SERVICE.into(), declared: "declared".into(), running: Value::Null };
     let absent = (found == DeclaredState::Absent).then_some(absent);
     ServicePlan {
@@ -81,30 +88,8 @@ fn plan_one(state: &State, name: &ServiceName, policy: &Policy) -> ServicePlan {
         state: found,
         applied: provenance.applied.as_ref().map(mark_body),
         differences: absent.into_iter().chain(declared::differences(policy, running)).map(body).collect(),
-        undeclared: service.map(hand_made).unwrap_or_default().into_iter().map(body).collect(),
+        undeclared: undeclared.map(body).collect(),
     }
-}
-
-/// What was done by hand and no file can declare.
-fn hand_made(service: &Service) -> Vec<Difference> {
-    let canary = service.canary.as_ref().map(|canary| Difference {
-        setting: CANARY.to_owned(),
-        declared: Value::Null,
-        running: describe(canary).into(),
-    });
-    canary.into_iter().collect()
-}
-
-/// Such as `release r2 at 5%, 2 overrides`.
-fn describe(canary: &Canary) -> String {
-    let body = policy_patch::print_overrides(&canary.overrides);
-    let count = body.headers.len() + body.cookies.len() + body.networks.len() + body.visitors.len();
-    let overrides = match count {
-        0 => String::new(),
-        1 => ", 1 override".to_owned(),
-        _ => format!(", {count} overrides"),
-    };
-    format!("release {} at {}{overrides}", canary.release.id, canary.weight)
 }
 
 fn mark_body(mark: &Mark) -> MarkBody {
@@ -183,6 +168,9 @@ fn with_policies(state: &State, policies: &Policies) -> State {
 mod tests {
     use model::service::Release;
     use serde_json::json;
+
+    use model::policy_patch;
+    use model::service::Canary;
 
     use super::super::changes::{Change, Origin};
     use super::*;

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use model::declared;
 use model::name::ServiceName;
-use model::protocol::{LoggedEvent, Problem, ServicePlan};
+use model::protocol::{DeclaredState, DifferenceBody, LoggedEvent, Problem, ServicePlan};
 use model::provenance::Mark;
 
 use super::super::super::{apply, certificates, declarations, now_ms};
@@ -33,27 +34,32 @@ impl Keeper {
                 certificates::current(service, read.into_iter().chain(live.certificate.take())).await;
         }
         self.swap(View { state, live });
-        if changed {
-            for plan in declarations::plan(&before, &policies) {
-                self.tell_declared(&plan, &mark);
-            }
+        let new = declarations::undeclared(&before, &policies);
+        let plans = declarations::plan(&before, &policies).into_iter().zip(policies.keys());
+        for (plan, name) in plans.filter(|(_, name)| new.contains(name)) {
+            self.tell_declared(name, &plan, &mark);
         }
         Ok((self.current.state.generation, changed))
     }
 
-    fn tell_declared(&self, plan: &ServicePlan, mark: &Mark) {
-        let settings: Vec<&str> = plan.differences.iter().map(|one| one.setting.as_str()).collect();
-        let message = match settings.as_slice() {
-            [] => "its policy is as declared".to_owned(),
-            settings => format!("its policy was declared; new: {}", settings.join(", ")),
+    fn tell_declared(&self, name: &ServiceName, plan: &ServicePlan, mark: &Mark) {
+        let or_none = |text: String| if text.is_empty() { "none".to_owned() } else { text };
+        let one = |one: &DifferenceBody| {
+            let [old, new] = [&one.running, &one.declared].map(|value| or_none(declared::text(value)));
+            format!("{} {old} → {new}", one.setting)
         };
-        let service = plan.service.parse::<ServiceName>().ok();
-        let service = service.and_then(|name| self.current.state.services.get(&name));
+        let changes: Vec<String> = plan.differences.iter().map(one).collect();
+        let message = match plan.state {
+            DeclaredState::Absent => "it is declared, and waits for its first release".to_owned(),
+            _ if changes.is_empty() => "its policy is as declared".to_owned(),
+            _ => format!("its policy was declared: {}", changes.join(", ")),
+        };
+        let service = self.current.state.services.get(name);
         self.parts.audit.record(LoggedEvent {
             at_ms: mark.at_ms,
             generation: self.current.state.generation,
             kind: apply::VERB.to_owned(),
-            service: Some(plan.service.clone()),
+            service: Some(name.to_string()),
             release: service.map(|service| service.stable.id.to_string()),
             target: None,
             actor: mark.actor.clone(),
