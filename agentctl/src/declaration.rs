@@ -95,7 +95,7 @@ impl Reader<'_> {
             self.note(Some(at.clone()), error.to_string());
         }
         let table = self.table(value, "a service is a table: `[service.shop]`")?;
-        let (mut settings, mut lines) = (Map::new(), BTreeMap::new());
+        let (mut settings, mut lines, wrong_before) = (Map::new(), BTreeMap::new(), self.wrong.len());
         for (key, value) in table {
             let (key_at, key) = (key.span(), key.into_inner());
             match self.setting(&key, value) {
@@ -106,9 +106,14 @@ impl Reader<'_> {
                 Err(message) => self.note(Some(key_at), message),
             }
         }
-        let patch: PolicyPatch = serde_json::from_value(Value::Object(settings)).ok()?;
+        let is_whole = self.wrong.len() == wrong_before;
+        let patch = patch_of(settings.clone())?;
         for found in declared::check(&patch) {
             let setting = found.setting.as_deref();
+            // What a misspelled key would have said is missing here: only what is wrong by itself is sure.
+            if !is_whole && !setting.is_some_and(|setting| is_wrong_alone(setting, &settings, &found)) {
+                continue;
+            }
             let at = setting.and_then(|setting| lines.get(setting)).unwrap_or(&at);
             let message = match setting {
                 Some(setting) => format!("`{setting}`: {}", found.message),
@@ -167,9 +172,23 @@ impl Reader<'_> {
     }
 }
 
+/// Of settings that have their kinds.
+fn patch_of(settings: Map<String, Value>) -> Option<PolicyPatch> {
+    serde_json::from_value(Value::Object(settings)).ok()
+}
+
+/// Whether the setting would be wrong in the same way if nothing else were said.
+fn is_wrong_alone(setting: &str, settings: &Map<String, Value>, found: &declared::Wrong) -> bool {
+    let said = settings.get(setting).map(|value| Map::from_iter([(setting.to_owned(), value.clone())]));
+    said.and_then(patch_of).is_some_and(|patch| declared::check(&patch).contains(found))
+}
+
 /// From 0 to 1. Flags have dashes where settings have underscores.
 fn similarity(key: &str, name: &str) -> f64 {
-    strsim::jaro_winkler(&key.to_lowercase().replace('-', "_"), name)
+    let key = key.to_lowercase().replace('-', "_");
+    // In a short name one slip weighs too much.
+    let slip = if strsim::damerau_levenshtein(&key, name) == 1 { 0.9 } else { 0.0 };
+    strsim::jaro_winkler(&key, name).max(slip)
 }
 
 /// How the setting is written, by its default.
@@ -225,6 +244,10 @@ mod tests {
                     "5: `health_check_port`: invalid value: integer `70000`, expected u16",
                     "7: `bake`: `soon` is not a duration",
                 ],
+            ),
+            (
+                "[service.shop]\ntsl = true\ntls_certificate_path = '/c'\ntls_private_key_path = '/k'\nbake = 'soon'\n",
+                &["2: `tsl` is not a setting; did you mean `tls`?", "5: `bake`: `soon` is not a duration"],
             ),
             (
                 "[service.shop]\nbake = '25h'\nhosts = [\n  'a.test',\n]\ncanonical_host = 'b.test'\n",

@@ -88,20 +88,21 @@ fn describe(canary: &Canary) -> String {
 /// Everything that is wrong with what `patch` declares, where one thing does not hide another.
 pub fn check(patch: &PolicyPatch) -> Vec<Wrong> {
     let mut rest = map_of(patch);
-    let mut found = Vec::new();
+    let (mut found, mut left_out): (Vec<Wrong>, Vec<String>) = (Vec::new(), Vec::new());
     while let Err(Problem { message, hint, .. }) = policy(&patch_of(rest.clone())) {
+        let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
         // A problem of a setting begins with its name. Without that setting, the next one shows.
         let named = message.split_once(": ").filter(|(name, _)| rest.contains_key(*name));
-        let (setting, message) = match named {
-            Some((name, message)) => (Some(name.to_owned()), message.to_owned()),
-            None => (None, message),
-        };
-        let is_last = setting.as_ref().is_none_or(|setting| rest.remove(setting).is_none());
-        let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
-        found.push(Wrong { setting, message: format!("{message}{hint}") });
-        if is_last {
+        let Some((setting, message)) = named else {
+            found.push(Wrong { setting: None, message: format!("{message}{hint}") });
             break;
+        };
+        rest.remove(setting);
+        // Whoever misses what was left out only here would be content with it.
+        if !left_out.iter().any(|name| message.contains(&format!("`{name}`"))) {
+            found.push(Wrong { setting: Some(setting.to_owned()), message: format!("{message}{hint}") });
         }
+        left_out.push(setting.to_owned());
     }
     found
 }
@@ -237,12 +238,16 @@ mod tests {
                 &["canonical_host", "queue_timeout"],
             ),
             (
+                json!({ "tls_certificate_path": "/c.pem", "tls_private_key_path": "/k.pem", "bake": "soon" }),
+                &["bake", "tls_certificate_path"],
+            ),
+            (
                 json!({ "tls_certificate_path": "/c.pem", "tls_redirect": true }),
                 &["tls_certificate_path", "tls_redirect"],
             ),
             (
                 json!({ "tls": true, "tls_certificate_path": "c.pem", "tls_private_key_path": "/k.pem" }),
-                &["tls_certificate_path", "tls_private_key_path"],
+                &["tls_certificate_path"],
             ),
         ] {
             let mut found: Vec<_> =
