@@ -4,6 +4,7 @@ mod answers;
 mod canary;
 mod cli;
 mod cutover;
+mod declared;
 mod dependencies;
 mod gate;
 mod harness_itself;

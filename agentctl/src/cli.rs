@@ -30,7 +30,8 @@ Examples:
 
 Exit codes:
   0 done · 1 other failure · 2 wrong usage · 3 agent unreachable · 4 conflict
-  5 gate failed, traffic unchanged · 6 reverted or aborted · 8 denied · 130 interrupted"
+  5 gate failed, traffic unchanged · 6 reverted or aborted · 8 denied
+  10 plan found differences · 130 interrupted"
 )]
 pub(crate) struct Cli {
     /// Control socket of the agent
@@ -206,6 +207,51 @@ Examples:
     Completions {
         /// Shell that the script is for
         shell: Shell,
+    },
+
+    /// Set the policy of services as a file declares it: all of the file, or nothing
+    #[command(after_help = "\
+A file has a table for each service; a setting that it leaves out becomes the default. Settings
+are named as the flags of `deploy`, with `_` for `-`:
+
+  [service.shop]
+  hosts = [\"shop.example.com\"]
+  tls = true
+  max_in_flight = 15
+
+Asks only on a terminal. Changes no release: a service that has none yet waits, declared, for its
+first `deploy`. What changes after FILE was compared and before it is applied is not overwritten
+(exit code 4).
+
+Examples:
+  agentctl apply policy.toml
+  agentctl apply policy.toml --yes --generation 17
+  agentctl export shop | sed 's/5s/10s/' | agentctl apply -")]
+    Apply(ApplyArgs),
+
+    /// Show where what runs differs from what a file declares, and who changed it by hand
+    #[command(after_help = "\
+Prints nothing and ends with 0 if nothing differs; ends with 10 if something does. A running canary
+is declared by no file, so it is always shown.
+
+Examples:
+  agentctl plan policy.toml
+  agentctl plan policy.toml --json | jq -r '.services[].differences[].setting'")]
+    Plan {
+        /// TOML file with the policy of services; `-` is standard input
+        file: PathBuf,
+    },
+
+    /// Print the policy that runs as a file for `apply`
+    #[command(after_help = "\
+Settings that have their default are left out.
+
+Examples:
+  agentctl export > policy.toml
+  agentctl export shop blog")]
+    Export {
+        /// Names of services [default: all of them]
+        services: Vec<ServiceName>,
     },
 }
 
@@ -537,6 +583,18 @@ pub(crate) struct BypassArgs {
     pub(crate) networks: Vec<Network>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct ApplyArgs {
+    /// TOML file with the policy of services; `-` is standard input
+    pub(crate) file: PathBuf,
+    /// Refuse unless the agent is at this generation, as `plan` tells it
+    #[arg(long, value_name = "N")]
+    pub(crate) generation: Option<u64>,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+}
+
 impl Cli {
     /// What a failure's annotation is headed with, such as `agentctl deploy shop`.
     pub(crate) fn title(&self) -> String {
@@ -558,6 +616,9 @@ impl Cli {
             Verb::Stop(stop) => ("stop", Some(&stop.service)),
             Verb::Events { .. } => ("events", None),
             Verb::Completions { .. } => ("completions", None),
+            Verb::Apply(_) => ("apply", None),
+            Verb::Plan { .. } => ("plan", None),
+            Verb::Export { .. } => ("export", None),
         };
         match service {
             Some(service) => format!("agentctl {verb} {service}"),

@@ -52,6 +52,12 @@ pub(crate) enum ClientError {
     Problem(Box<Problem>),
 }
 
+impl From<Problem> for ClientError {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(Box::new(problem))
+    }
+}
+
 /// A request of the control API.
 pub(crate) struct Call {
     method: Method,

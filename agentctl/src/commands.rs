@@ -8,6 +8,7 @@ mod history;
 mod list;
 mod operation;
 mod pause;
+mod policy;
 mod remove;
 mod rollback;
 mod status;
@@ -29,11 +30,13 @@ pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) output: Output,
     pub(crate) json: bool,
+    /// Of a verb that was done.
+    pub(crate) exit_code: u8,
 }
 
 impl Context {
     pub(crate) fn new(cli: &Cli, output: Output) -> Self {
-        Self { client: Client::new(&cli.control), output, json: cli.json }
+        Self { client: Client::new(&cli.control), output, json: cli.json, exit_code: 0 }
     }
 
     /// Asks for a document; with `--json` prints it as it came, otherwise as `render` makes it.
@@ -81,6 +84,9 @@ pub(crate) async fn run(context: &mut Context, verb: Verb) -> Result<(), Failure
         Verb::Stop(arguments) => pause::stop(context, &arguments).await,
         Verb::Events { follow } => events::run(context, follow).await,
         Verb::Completions { shell } => completions::run(context, shell),
+        Verb::Apply(arguments) => policy::apply(context, &arguments).await,
+        Verb::Plan { file } => policy::plan(context, &file).await,
+        Verb::Export { services } => policy::export(context, &services).await,
     }
 }
 

@@ -65,7 +65,7 @@ async fn run_into(line: &[&str], answer: Answer, output: Output) -> (u8, Vec<Str
     let title = cli.title();
     let mut context = Context::new(&cli, output);
     let code = match run(&mut context, cli.verb).await {
-        Ok(()) => 0,
+        Ok(()) => context.exit_code,
         Err(failure) => context.output.fail(&title, &failure),
     };
     (code, agent.requests())

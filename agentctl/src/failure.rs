@@ -14,6 +14,8 @@ const OTHER: u8 = 1;
 pub(crate) const USAGE: u8 = 2;
 const UNREACHABLE: u8 = 3;
 const DENIED: u8 = 8;
+/// No failure: what runs is not what was declared.
+pub(crate) const DRIFT: u8 = 10;
 /// 128 + SIGINT, as shells count.
 const INTERRUPTED: u8 = 130;
 
@@ -43,7 +45,7 @@ pub(crate) struct Report {
 
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
-        Self::Client(ClientError::Problem(Box::new(problem)))
+        Self::Client(problem.into())
     }
 }
 

@@ -3,6 +3,7 @@
 mod cli;
 mod client;
 mod commands;
+mod declaration;
 mod failure;
 mod output;
 mod progress;
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
     let title = cli.title();
     let mut context = Context::new(&cli, output);
     match runtime.block_on(commands::run(&mut context, cli.verb)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => context.exit_code.into(),
         Err(failure) => context.output.fail(&title, &failure).into(),
     }
 }

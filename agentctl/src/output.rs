@@ -26,6 +26,8 @@ pub(crate) struct Output {
     pub(crate) live: bool,
     /// Failures are also written as annotations of a GitHub workflow.
     annotate: bool,
+    /// Somebody sits there who can answer a question.
+    pub(crate) asks: bool,
 }
 
 impl Output {
@@ -38,6 +40,7 @@ impl Output {
             data_paint: paint(stdout.is_terminal()),
             talk_paint: paint(stderr.is_terminal()),
             live: stderr.is_terminal() && !dumb,
+            asks: stderr.is_terminal() && io::stdin().is_terminal(),
             annotate: std::env::var_os("GITHUB_ACTIONS").is_some_and(|value| value == "true"),
             data: Box::new(stdout),
             talk: Box::new(stderr),
@@ -55,6 +58,7 @@ impl Output {
             talk_paint: Paint::new(false),
             live: false,
             annotate: false,
+            asks: false,
         }
     }
 
@@ -80,6 +84,17 @@ impl Output {
     /// Writes to stderr. Where talk cannot be heard, the exit code must do.
     pub(crate) fn talk(&mut self, text: &str) {
         let _ = self.talk.write_all(text.as_bytes()).and_then(|()| self.talk.flush());
+    }
+
+    /// Asks on the terminal; anything but a yes is a no.
+    pub(crate) fn confirm(&mut self, question: &str) -> bool {
+        self.talk(&format!("{question} [y/N] "));
+        let mut answer = String::new();
+        if !io::stdin().read_line(&mut answer).is_ok_and(|bytes| bytes > 0) {
+            // Nobody ended the line.
+            self.talk("\n");
+        }
+        matches!(answer.trim().to_lowercase().as_str(), "y" | "yes")
     }
 
     /// Tells of a failure and returns the exit code.

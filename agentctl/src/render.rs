@@ -8,6 +8,7 @@ pub(crate) mod events;
 pub(crate) mod history;
 pub(crate) mod live;
 pub(crate) mod paint;
+pub(crate) mod plan;
 pub(crate) mod problem;
 pub(crate) mod status;
 pub(crate) mod table;

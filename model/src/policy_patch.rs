@@ -571,6 +571,7 @@ mod tests {
         #[test]
         fn a_policy_becomes_text_and_the_same_policy_again(patch in patches()) {
             let policy = apply(&patch, Policy::default()).unwrap();
+            prop_assert_eq!(apply(&crate::declared::shortest(&policy), Policy::default()), Ok(policy.clone()));
             prop_assert_eq!(apply(&from_policy(&policy), Policy::default()), Ok(policy));
         }
 

@@ -19,13 +19,18 @@
 //! | `POST /v1/services/NAME/stop` | `StopRequest` | NDJSON of `Event` |
 //! | `POST /v1/services/NAME/resume` | | `Done` |
 //! | `GET /v1/events?follow=BOOL` | | NDJSON of `LoggedEvent` |
+//! | `POST /v1/plan` | `DeclareRequest` | `Plan`; changes nothing |
+//! | `POST /v1/apply` | `DeclareRequest` | `Applied` |
 //!
 //! A refusal is an HTTP status ≥ 400 with a `Problem`; a failure after the answer began is the last line's
 //! `Event::Failed`. The last line of every NDJSON operation is `Event::Done` or `Event::Failed`. Blank lines
 //! mean nothing: one comes every 10 s while nothing happens, so that a long wait differs from a dead agent.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 pub const API_VERSION: &str = "v1";
 
@@ -246,6 +251,15 @@ pub struct Status {
     pub workers: u32,
     /// By name.
     pub services: Vec<ServiceStatus>,
+    /// Services whose policy waits for a first release, by name.
+    #[serde(default)]
+    pub declared: Vec<DeclaredStatus>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DeclaredStatus {
+    pub name: String,
+    pub policy: PolicyPatch,
 }
 
 /// Bound addresses, such as `127.0.0.1:8080`; `null` where the listener is off.
@@ -631,4 +645,88 @@ impl Problem {
         }
         problem
     }
+}
+
+/// A file that `agentctl apply` takes, as TOML; `agentctl export` prints one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyFile {
+    /// By name. Each declares the whole policy: a setting that is left out is the default.
+    pub service: BTreeMap<String, PolicyPatch>,
+}
+
+/// The whole policies of services: a setting that is left out is the default. Services that are not named stay
+/// as they are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeclareRequest {
+    /// By name; at least one.
+    pub services: BTreeMap<String, PolicyPatch>,
+    /// Refused unless the state is of this generation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+}
+
+/// Declared beside running, as `agentctl plan --json` prints it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Plan {
+    /// Of the state that was compared; `apply` with it changes this state or none.
+    pub generation: u64,
+    /// All that were declared, by name.
+    pub services: Vec<ServicePlan>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ServicePlan {
+    pub service: String,
+    pub state: DeclaredState,
+    /// The last `apply`; `null`: nobody ever declared it.
+    pub applied: Option<MarkBody>,
+    /// What `apply` would change, by name.
+    pub differences: Vec<DifferenceBody>,
+    /// What was done by hand and no file declares, such as a running canary. `apply` leaves it alone.
+    pub undeclared: Vec<DifferenceBody>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DeclaredState {
+    /// The agent has never heard of it.
+    Absent,
+    /// Its policy waits for the first release.
+    Declared,
+    Deployed,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DifferenceBody {
+    /// A key of the file, or what else differs, such as `canary`.
+    pub setting: String,
+    /// `null`: nothing.
+    pub declared: Value,
+    /// `null`: nothing.
+    pub running: Value,
+    /// Who changed it since the last `apply`; `null`: nobody did.
+    pub by_hand: Option<MarkBody>,
+}
+
+/// Who changed something, when, and by which command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MarkBody {
+    pub actor: String,
+    /// Unix time in ms.
+    pub at_ms: u64,
+    /// `apply`, `deploy`, `canary set`, …
+    pub by: String,
+}
+
+/// What an `apply` did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Applied {
+    /// Of the state now.
+    pub generation: u64,
+    /// False when every service was as declared.
+    pub changed: bool,
+    /// All that were declared, by name, as they were before: `differences` are gone now, `undeclared` is not.
+    pub services: Vec<ServicePlan>,
 }

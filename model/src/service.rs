@@ -10,6 +10,7 @@ use crate::canary::{Overrides, VisitorSource};
 use crate::forwarded::ClientIpHeader;
 use crate::halt::Halt;
 use crate::name::{HostName, HostPattern, PathPrefix, ReleaseId, ServiceName, TargetAddress};
+use crate::provenance::Provenance;
 use crate::weight::Weight;
 
 /// How many releases a service remembers, the newest first.
@@ -242,6 +243,15 @@ pub struct Service {
     pub next_number: u64,
     /// Paused or stopped.
     pub halt: Option<Halt>,
+    /// Who set what `policy` says.
+    pub provenance: Provenance,
+}
+
+/// A policy that waits for the service's first release.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Declared {
+    pub policy: Policy,
+    pub provenance: Provenance,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -290,6 +300,7 @@ impl Service {
             history: Vec::new(),
             next_number: 1,
             halt: None,
+            provenance: Provenance::default(),
         }
     }
 

@@ -1,18 +1,20 @@
 //! The careful half: it owns what the services are, and changes what the data plane believes.
 //!
-//! `registry` owns the state; `deploy`, `rollback`, `canary`, `pause` and `remove` drive changes of it; `gate` and
+//! `registry` owns the state; `deploy`, `rollback`, `canary`, `pause`, `remove` and `apply` drive changes of it; `gate` and
 //! `monitor` probe; `server` and `handlers` are the control API. Everything runs on one small runtime.
 
 pub mod access;
 pub mod activations;
 pub mod admissions;
 pub mod answers;
+pub mod apply;
 pub mod audit;
 pub mod bake;
 pub mod canary;
 pub mod certificates;
 pub mod changes;
 pub mod context;
+pub mod declarations;
 pub mod deploy;
 pub mod drain;
 pub mod endpoints;

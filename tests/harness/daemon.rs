@@ -58,6 +58,7 @@ impl Daemon {
             listeners: model::protocol::Listeners::default(),
             workers: 0,
             services: Vec::new(),
+            declared: Vec::new(),
         };
         Self { child, dir: dir.to_owned(), options, status }
     }

@@ -51,6 +51,7 @@ fn help_of_other_verbs() {
     insta::assert_snapshot!("help_events", help(&["events"]));
     insta::assert_snapshot!("help_pause", help(&["pause"]));
     insta::assert_snapshot!("help_stop", help(&["stop"]));
+    insta::assert_snapshot!("help_apply", help(&["apply"]));
 }
 
 #[test]
@@ -156,7 +157,7 @@ fn what_is_wrong_is_said_with_what_to_do() {
         ("canary set shop 0.001%", "in steps of 0.01%"),
         ("canary set shop", "<WEIGHT>"),
         ("canary grow shop", "unrecognized subcommand 'grow'"),
-        ("deplyo shop", "a similar subcommand exists: 'deploy'"),
+        ("deplyo shop", "similar subcommands exist: 'apply', 'deploy'"),
         ("status a b", "unexpected argument 'b'"),
         ("completions cmd", "[possible values: bash"),
         ("pause", "<SERVICE>"),

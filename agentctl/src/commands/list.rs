@@ -9,6 +9,6 @@ use crate::output::Output;
 use crate::render::status;
 
 pub(crate) async fn run(context: &mut Context) -> Result<(), Failure> {
-    let render = |agent: &Status, output: &Output| status::list(&agent.services, output.data_paint);
+    let render = |agent: &Status, output: &Output| status::list(agent, output.data_paint);
     context.show(Call::get("/v1/status"), render).await
 }

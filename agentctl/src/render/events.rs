@@ -14,8 +14,17 @@ pub(crate) fn line(event: &LoggedEvent) -> String {
 }
 
 fn time(at_ms: u64) -> String {
+    utc(at_ms, 3)
+}
+
+/// UTC, to the second.
+pub(crate) fn second(at_ms: u64) -> String {
+    utc(at_ms - at_ms % 1_000, 0)
+}
+
+fn utc(at_ms: u64, places: usize) -> String {
     let time = i64::try_from(at_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-    time.map_or_else(|| format!("{at_ms} ms"), |time| format!("{time:.3}"))
+    time.map_or_else(|| format!("{at_ms} ms"), |time| format!("{time:.places$}"))
 }
 
 #[cfg(test)]

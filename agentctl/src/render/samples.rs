@@ -22,6 +22,7 @@ pub(crate) fn status() -> Status {
         },
         workers: 2,
         services: vec![quiet_service(), busy_service()],
+        declared: Vec::new(),
     }
 }
 

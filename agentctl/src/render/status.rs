@@ -21,7 +21,7 @@ pub(crate) fn agent(status: &Status, now_ms: u64, paint: Paint) -> String {
         counted(u64::from(status.workers), "worker"),
         status.generation,
         listeners(&status.listeners),
-        list(&status.services, paint)
+        list(status, paint)
     )
 }
 
@@ -33,12 +33,27 @@ fn listeners(listeners: &Listeners) -> String {
 }
 
 /// One row for each service.
-pub(crate) fn list(services: &[ServiceStatus], paint: Paint) -> String {
-    if services.is_empty() {
+pub(crate) fn list(status: &Status, paint: Paint) -> String {
+    let declared = declared(status);
+    if status.services.is_empty() && declared.is_empty() {
         return "no services yet: `agentctl deploy NAME --target HOST:PORT` makes the first\n".to_owned();
     }
-    let rows: Vec<_> = services.iter().map(list_row).collect();
-    table(["SERVICE", "STATE", "HOSTS", "PATHS", "TLS", "STABLE", "CANARY", "HELD", "NOW"], &rows, paint)
+    if status.services.is_empty() {
+        return declared;
+    }
+    let rows: Vec<_> = status.services.iter().map(list_row).collect();
+    let table =
+        table(["SERVICE", "STATE", "HOSTS", "PATHS", "TLS", "STABLE", "CANARY", "HELD", "NOW"], &rows, paint);
+    table + &declared
+}
+
+/// The services that have a policy and no release yet.
+fn declared(status: &Status) -> String {
+    let names: Vec<&str> = status.declared.iter().map(|declared| declared.name.as_str()).collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    format!("declared, without a release yet: {}\n", clean::line(&names.join(", ")))
 }
 
 fn list_row(service: &ServiceStatus) -> [Cell; 9] {
@@ -205,6 +220,8 @@ fn hosts(service: &ServiceStatus) -> String {
 
 #[cfg(test)]
 mod tests {
+    use model::protocol::DeclaredStatus;
+
     use super::*;
     use crate::render::samples::{self, NOW_MS};
 
@@ -231,6 +248,23 @@ mod tests {
 
         no services yet: `agentctl deploy NAME --target HOST:PORT` makes the first
         ");
+    }
+
+    #[test]
+    fn services_without_a_release() {
+        let waiting = |name: &str| DeclaredStatus { name: name.into(), policy: PolicyPatch::default() };
+        let mut status = Status {
+            services: vec![samples::quiet_service()],
+            declared: vec![waiting("blog"), waiting("wiki")],
+            ..samples::status()
+        };
+        insta::assert_snapshot!(list(&status, PLAIN()), @r"
+        SERVICE  STATE    HOSTS  PATHS  TLS  STABLE  CANARY  HELD  NOW
+        docs     serving  any    /docs  no   r1      -       -     -
+        declared, without a release yet: blog, wiki
+        ");
+        status.services.clear();
+        assert_eq!(list(&status, PLAIN()), "declared, without a release yet: blog, wiki\n");
     }
 
     #[test]

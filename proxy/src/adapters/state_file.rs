@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use model::name::ServiceName;
-use model::service::Service;
+use model::service::{Declared, Policy, Service};
 
 pub use document::DocumentError;
 
@@ -26,6 +26,16 @@ pub struct State {
     /// Grows by one with every accepted change.
     pub generation: u64,
     pub services: BTreeMap<ServiceName, Service>,
+    /// Those that have no release yet.
+    pub declared: BTreeMap<ServiceName, Declared>,
+}
+
+impl State {
+    /// Every service's, whether it has a release or not.
+    pub fn policies(&self) -> impl Iterator<Item = (&ServiceName, &Policy)> {
+        let deployed = self.services.iter().map(|(name, service)| (name, &service.policy));
+        deployed.chain(self.declared.iter().map(|(name, declared)| (name, &declared.policy)))
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -144,7 +154,7 @@ mod tests {
         };
         let name: ServiceName = "shop".parse().unwrap();
         let service = Service::new(name.clone(), Policy::default(), release);
-        State { generation, services: BTreeMap::from([(name, service)]) }
+        State { generation, services: BTreeMap::from([(name, service)]), ..State::default() }
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub async fn load(policy: &Policy) -> Result<Option<ServiceCertificate>, Problem
     match tokio::task::spawn_blocking(move || certificate::load(&files)).await {
         Ok(Ok(certified)) => Ok(Some(ServiceCertificate { certified, source })),
         Ok(Err(error)) => Err(Problem::from_error(ProblemCode::Certificate, &error)
-            .hint("traffic is unchanged; correct the files or their permissions and deploy again")),
+            .hint("traffic is unchanged; correct the files or their permissions and try again")),
         Err(error) => Err(Problem::from_error(ProblemCode::Internal, &error)),
     }
 }

@@ -1,8 +1,10 @@
 //! The changes that operations make to the state: pure, on a copy, before anything is written or served.
 
+use model::declared;
 use model::halt::Halt;
 use model::name::{ReleaseId, ServiceName};
 use model::protocol::{Problem, ProblemCode};
+use model::provenance::Mark;
 use model::route::RouteTable;
 use model::service::{Canary, HistoryEntry, Outcome, Policy, Release, Service};
 use model::weight::Weight;
@@ -56,6 +58,8 @@ pub struct Origin {
     pub actor: String,
     /// Unix time in ms.
     pub at_ms: u64,
+    /// The command, such as `canary set`.
+    pub by: &'static str,
 }
 
 /// `state` with the change made, one generation later.
@@ -74,10 +78,14 @@ pub fn apply(state: &State, name: &ServiceName, change: &Change, origin: &Origin
             check_routes(state, name, policy)?;
             let policy = policy.as_ref();
             let is_new = !next.services.contains_key(name);
+            let declared = next.declared.remove(name);
             let service = next
                 .services
                 .entry(name.clone())
                 .or_insert_with(|| Service::new(name.clone(), policy.clone(), release.clone()));
+            if let Some(declared) = declared {
+                service.provenance = declared.provenance;
+            }
             end_canary(service, &entry, "replaced by a deploy");
             service.policy = policy.clone();
             service.next_number = next_number(service.next_number, &release.id);
@@ -96,6 +104,7 @@ pub fn apply(state: &State, name: &ServiceName, change: &Change, origin: &Origin
             // Another service may have taken a route that this deploy gave up.
             if check_routes(state, name, &before.policy).is_ok() {
                 service.policy.clone_from(&before.policy);
+                service.provenance.clone_from(&before.provenance);
             }
             // Where only the settings were new, the release goes on, and its entry tells the truth.
             if failed != before.stable {
@@ -136,7 +145,9 @@ pub fn apply(state: &State, name: &ServiceName, change: &Change, origin: &Origin
             service.remember(entry(&canary.release, Outcome::Aborted, Some(reason)));
         }
         Change::Remove => {
-            next.services.remove(name).ok_or_else(|| no_service(name))?;
+            let declared = next.declared.remove(name);
+            let service = next.services.remove(name);
+            service.map(drop).or(declared.map(drop)).ok_or_else(|| no_service(name))?;
         }
         Change::Halt { halt } => {
             let service = existing(&mut next, name)?;
@@ -150,7 +161,29 @@ pub fn apply(state: &State, name: &ServiceName, change: &Change, origin: &Origin
             service.remember(entry(release, Outcome::Refused, Some(reason)));
         }
     }
+    note_hand(state, &mut next, name, change, origin);
     Ok(next)
+}
+
+/// What a service says now and did not say before, a hand has said. A revert brings back who had.
+fn note_hand(state: &State, next: &mut State, name: &ServiceName, change: &Change, origin: &Origin) {
+    let Some(service) = next.services.get_mut(name) else { return };
+    let undeclared = declared::undeclared(service);
+    if !matches!(change, Change::Revert { .. }) {
+        let before = state.services.get(name);
+        let waiting = state.declared.get(name).map(|declared| &declared.policy);
+        let policy = before.map(|before| &before.policy).or(waiting).cloned().unwrap_or_default();
+        let differences = declared::differences(&policy, &service.policy).into_iter().map(|one| one.setting);
+        let known = before.map(declared::undeclared).unwrap_or_default();
+        let new = undeclared.iter().filter(|(thing, what)| known.get(*thing) != Some(*what));
+        let settings = differences.chain(new.map(|(thing, _)| (*thing).to_owned())).collect();
+        let mark = Mark { actor: origin.actor.clone(), at_ms: origin.at_ms, by: origin.by.to_owned() };
+        service.provenance.note(mark, settings);
+    }
+    let settings = declared::names();
+    service
+        .provenance
+        .forget(|one| !undeclared.contains_key(one) && !settings.iter().any(|name| name == one));
 }
 
 fn end_canary(
@@ -176,9 +209,9 @@ fn existing<'s>(state: &'s mut State, name: &ServiceName) -> Result<&'s mut Serv
 /// Whether `name` could have the routes of `policy` beside the other services.
 pub fn check_routes(state: &State, name: &ServiceName, policy: &Policy) -> Result<(), Problem> {
     let mut table = RouteTable::default();
-    for other in state.services.values().filter(|other| other.name != *name) {
+    for (other, policy) in state.policies().filter(|(other, _)| *other != name) {
         // What is in the state was checked when it got there.
-        let _ = table.bind(&other.policy.hosts, &other.policy.path_prefixes, &other.name);
+        let _ = table.bind(&policy.hosts, &policy.path_prefixes, other);
     }
     table.bind(&policy.hosts, &policy.path_prefixes, name).map_err(|conflict| {
         let host = conflict.host.map_or("any host".to_owned(), |host| format!("host `{host}`"));
@@ -187,8 +220,14 @@ pub fn check_routes(state: &State, name: &ServiceName, policy: &Policy) -> Resul
             conflict.prefix, conflict.owner
         );
         Problem::new(ProblemCode::Conflict, message)
-            .hint("choose another `--host` or `--path-prefix`, or remove the other service first")
+            .hint("choose another host or path prefix (`--host`, `--path-prefix`), or remove the other service first")
     })
+}
+
+/// A service that was declared and has no release yet.
+pub fn no_release(name: &ServiceName) -> Problem {
+    Problem::new(ProblemCode::NotFound, format!("service `{name}` is declared, but has no release yet"))
+        .hint(format!("`agentctl deploy {name} --target HOST:PORT` brings the first one under its policy"))
 }
 
 pub fn no_service(name: &ServiceName) -> Problem {
@@ -223,7 +262,7 @@ mod tests {
     }
 
     fn after(changes: Vec<Change>) -> Result<State, Problem> {
-        let origin = Origin { actor: "test".into(), at_ms: 7 };
+        let origin = Origin { actor: "test".into(), at_ms: 7, by: "deploy" };
         let shop = "shop".parse().unwrap();
         changes.iter().try_fold(State::default(), |state, change| apply(&state, &shop, change, &origin))
     }

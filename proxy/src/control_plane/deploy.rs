@@ -48,7 +48,8 @@ pub async fn start(
     let claim = context.operations.claim(&name, VERB, &actor)?;
     let view = context.registry.view();
     let service = view.state.services.get(&name);
-    let current = service.map(|service| service.policy.clone()).unwrap_or_default();
+    let declared = view.state.declared.get(&name).map(|declared| &declared.policy);
+    let current = service.map(|service| &service.policy).or(declared).cloned().unwrap_or_default();
     let policy = policy_patch::apply(&request.policy, current)?;
     let mut candidate = context.candidate(&request.targets, request.release.as_ref(), service).await?;
     let certificate = certificates::load(&policy).await?;

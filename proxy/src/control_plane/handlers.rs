@@ -11,7 +11,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use model::name::ServiceName;
-use model::protocol::{Problem, ProblemCode, Status};
+use model::protocol::{Problem, ProblemCode, SSH_CONNECTION_HEADER, Status};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -19,13 +19,11 @@ pub use self::body::Answer;
 use super::access::{Caller, Peer, Role};
 use super::audit::FOLLOWERS_MAX;
 use super::context::{Context, invalid};
-use super::{canary, deploy, pause, remove, rollback, status};
+use super::{apply, canary, deploy, pause, remove, rollback, status};
 use crate::config::Groups;
 
 const BODY_BYTES_MAX: usize = 1 << 20;
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Set by `agentctl` from its environment.
-const SSH_CONNECTION: &str = "x-portcullis-ssh-connection";
 
 /// What the handlers know.
 pub struct Api {
@@ -40,7 +38,7 @@ const ROUTES: &str = "GET /v1/status, GET /v1/events, GET /v1/services/NAME, GET
     POST /v1/services/NAME/deploy, POST /v1/services/NAME/rollback, POST /v1/services/NAME/canary/start, \
     POST /v1/services/NAME/canary/set, POST /v1/services/NAME/canary/promote, \
     POST /v1/services/NAME/canary/abort, POST /v1/services/NAME/pause, POST /v1/services/NAME/stop, \
-    POST /v1/services/NAME/resume, DELETE /v1/services/NAME";
+    POST /v1/services/NAME/resume, DELETE /v1/services/NAME, POST /v1/plan, POST /v1/apply";
 
 /// A path of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +56,8 @@ enum Resource<'p> {
     Pause(&'p str),
     Stop(&'p str),
     Resume(&'p str),
+    Plan,
+    Apply,
 }
 
 impl<'p> Resource<'p> {
@@ -66,6 +66,8 @@ impl<'p> Resource<'p> {
         Some(match rest.split('/').collect::<Vec<_>>().as_slice() {
             ["status"] => Self::Status,
             ["events"] => Self::Events,
+            ["plan"] => Self::Plan,
+            ["apply"] => Self::Apply,
             ["services", name] => Self::Service(name),
             ["services", name, "history"] => Self::History(name),
             ["services", name, "deploy"] => Self::Deploy(name),
@@ -141,18 +143,24 @@ fn refused(refusal: &Refusal) -> Response<Answer> {
 
 async fn handle(api: &Api, caller: &Caller, request: Request<Incoming>) -> Result<Response<Answer>, Refusal> {
     refuse_browsers(&request)?;
-    let needed = if request.method() == Method::GET { Role::Read } else { Role::Operate };
-    caller.require(needed, &api.groups)?;
     let (head, body) = request.into_parts();
-    let resource = Resource::parse(head.uri.path()).ok_or_else(|| unknown_path(head.uri.path()))?;
+    let resource = Resource::parse(head.uri.path());
+    let only_looks = head.method == Method::GET || resource == Some(Resource::Plan);
+    caller.require(if only_looks { Role::Read } else { Role::Operate }, &api.groups)?;
+    let resource = resource.ok_or_else(|| unknown_path(head.uri.path()))?;
     if !resource.methods().contains(&head.method) {
         return Err(wrong_method(&head.method, resource));
     }
-    let ssh = head.headers.get(SSH_CONNECTION).and_then(|value| value.to_str().ok());
+    let ssh = head.headers.get(SSH_CONNECTION_HEADER).and_then(|value| value.to_str().ok());
     let call = Call { context: &api.context, actor: caller.actor(ssh), body };
     match resource {
         Resource::Status => Ok(json(&agent_status(api))),
         Resource::Events => Ok(events(&api.context, follows(head.uri.query())?)?),
+        Resource::Plan => Ok(json(&apply::plan(&api.context, &call.read().await?).await?)),
+        Resource::Apply => {
+            let actor = call.actor.clone();
+            Ok(json(&apply::apply(&api.context, actor, &call.read().await?).await?))
+        }
         _ => Ok(call.service(resource, &head.method).await?),
     }
 }
@@ -192,6 +200,7 @@ fn agent_status(api: &Api) -> Status {
         listeners: context.listeners.clone(),
         workers: u32::try_from(api.workers).unwrap_or(u32::MAX),
         services: status::services(&view, context.registry.readings(), &context.operations),
+        declared: status::declared(&view),
     }
 }
 
@@ -254,7 +263,7 @@ impl Call<'_> {
             }
             Resource::CanaryPromote(name) => canary::promote(context, parse(name)?, actor).await?,
             Resource::CanaryAbort(name) => canary::abort(context, parse(name)?, actor).await?,
-            Resource::Status | Resource::Events => {
+            Resource::Status | Resource::Events | Resource::Plan | Resource::Apply => {
                 return Err(Problem::new(ProblemCode::Internal, "this path belongs to no service"));
             }
         };
@@ -313,6 +322,7 @@ mod tests {
             ("/v1/services/shop", Some(Resource::Service("shop"))),
             ("/v1/services/shop/canary/set", Some(Resource::CanarySet("shop"))),
             ("/v1/services/shop/pause", Some(Resource::Pause("shop"))),
+            ("/v1/plan", Some(Resource::Plan)),
             ("/v1/services/shop/canary", None),
             ("/v1/services", None),
             ("/v1/status/", None),

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use model::name::ServiceName;
 use model::page::Pages;
 use model::protocol::{Problem, ProblemCode};
 use model::service::{Policy, Service};
@@ -40,8 +41,8 @@ pub async fn load(policy: &Policy) -> Result<Option<ServicePages>, Problem> {
 }
 
 /// Keeps a copy, so that a restart finds the pages although their directory is gone.
-pub async fn keep(pages: &ServicePages, service: &Service, state_dir: &Path) -> Result<(), Problem> {
-    let (texts, name, dir) = (Arc::clone(&pages.texts), service.name.clone(), state_dir.to_owned());
+pub async fn keep(pages: &ServicePages, service: &ServiceName, state_dir: &Path) -> Result<(), Problem> {
+    let (texts, name, dir) = (Arc::clone(&pages.texts), service.clone(), state_dir.to_owned());
     match tokio::task::spawn_blocking(move || texts.keep(&dir, &name)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(Problem::from_error(ProblemCode::Storage, &error)

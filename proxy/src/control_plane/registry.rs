@@ -17,7 +17,8 @@ use tokio::sync::{mpsc, oneshot};
 pub use self::keeper::{Keeper, Parts};
 use super::activations::{Activation, Live};
 use super::certificates::ServiceCertificate;
-use super::changes::{Change, no_service};
+use super::changes::{Change, no_release, no_service};
+use super::declarations::Policies;
 use super::monitor::Readings;
 use super::pages::ServicePages;
 use crate::adapters::state_file::State;
@@ -37,7 +38,10 @@ impl View {
 
     pub fn service(&self, name: &ServiceName) -> Result<(&Service, &Live), Problem> {
         let found = self.state.services.get(name).zip(self.live.get(name));
-        found.ok_or_else(|| no_service(name))
+        let missing = || {
+            if self.state.declared.contains_key(name) { no_release(name) } else { no_service(name) }
+        };
+        found.ok_or_else(missing)
     }
 }
 
@@ -69,6 +73,17 @@ pub struct Committed {
     pub replaced: Vec<Arc<Release>>,
 }
 
+/// The whole policies of several services; made true together or not at all.
+pub struct Declaration {
+    pub policies: Policies,
+    pub actor: String,
+    /// Of the state that was looked at; refused if it has gone on.
+    pub generation: u64,
+    /// Of the policies' files, read anew.
+    pub certificates: Vec<(ServiceName, ServiceCertificate)>,
+    pub pages: Vec<(ServiceName, ServicePages)>,
+}
+
 pub enum Command {
     Commit(Box<Commit>, oneshot::Sender<Result<Committed, Problem>>),
     /// The files of a service's policy were read anew.
@@ -77,6 +92,7 @@ pub enum Command {
     Located(ServiceName, Record, Vec<Endpoint>),
     /// An operation has ended: forget what only it needed.
     Tidy,
+    Declare(Box<Declaration>, oneshot::Sender<Result<(u64, bool), Problem>>),
 }
 
 /// How the rest of the control plane reaches the registry.
@@ -100,6 +116,13 @@ impl Registry {
     pub async fn commit(&self, commit: Commit) -> Result<Committed, Problem> {
         let (answer, answered) = oneshot::channel();
         self.send(Command::Commit(Box::new(commit), answer)).await?;
+        answered.await.map_err(|_| stopping())?
+    }
+
+    /// The generation then, and whether anything was new.
+    pub async fn declare(&self, declaration: Declaration) -> Result<(u64, bool), Problem> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Declare(Box::new(declaration), answer)).await?;
         answered.await.map_err(|_| stopping())?
     }
 

@@ -176,7 +176,7 @@ mod tests {
             live.insert(name.clone(), live_one);
             services.insert(name, service);
         }
-        View { state: Arc::new(state_file::State { generation: 1, services }), live }
+        View { state: Arc::new(state_file::State { generation: 1, services, ..Default::default() }), live }
     }
 
     fn route<'s>(snapshot: &'s Snapshot, host: &str, path: &str) -> &'s snapshot::Service {

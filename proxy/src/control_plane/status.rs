@@ -5,12 +5,13 @@ use std::num::NonZeroU32;
 use model::duration;
 use model::halt::HaltKind;
 use model::health;
+use model::name::ServiceName;
 use model::policy_patch;
 use model::protocol::{
-    CanaryStatus, HaltStatus, History, HistoryItem, OutcomeName, ReleaseStatus, SeatsStatus, ServiceState,
-    ServiceStatus, Slot, TargetStateName, TargetStatus,
+    CanaryStatus, DeclaredStatus, HaltStatus, History, HistoryItem, OutcomeName, ReleaseStatus, SeatsStatus,
+    ServiceState, ServiceStatus, Slot, TargetStateName, TargetStatus,
 };
-use model::service::{Outcome, Release as Record, Service};
+use model::service::{Declared, Outcome, Release as Record, Service};
 
 use super::activations::{Activation, Live};
 use super::monitor::Readings;
@@ -21,6 +22,14 @@ use crate::halt::Halt;
 
 pub fn services(view: &View, readings: &Readings, operations: &Operations) -> Vec<ServiceStatus> {
     view.services().map(|(name, live)| service(name, live, readings, operations)).collect()
+}
+
+pub fn declared(view: &View) -> Vec<DeclaredStatus> {
+    let one = |(name, declared): (&ServiceName, &Declared)| DeclaredStatus {
+        name: name.to_string(),
+        policy: policy_patch::from_policy(&declared.policy),
+    };
+    view.state.declared.iter().map(one).collect()
 }
 
 pub fn service(

@@ -7,7 +7,8 @@ use model::halt::{self, Halt, HaltKind, Order};
 use model::name::{ReleaseId, ServiceName};
 use model::policy_patch;
 use model::protocol::{BypassBody, OverridesBody, PauseRequest, PolicyPatch, Problem, StopRequest};
-use model::service::{Canary, HISTORY_MAX, HistoryEntry, Outcome, Policy, Release, Service};
+use model::provenance::{HandMade, Mark, Provenance};
+use model::service::{Canary, Declared, HISTORY_MAX, HistoryEntry, Outcome, Policy, Release, Service};
 use serde::{Deserialize, Serialize};
 
 use super::State;
@@ -36,6 +37,17 @@ struct Document {
     version: u32,
     generation: u64,
     services: Vec<ServiceDocument>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    declared: Vec<DeclaredDocument>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeclaredDocument {
+    name: String,
+    policy: PolicyPatch,
+    #[serde(default, skip_serializing_if = "ProvenanceDocument::is_empty")]
+    provenance: ProvenanceDocument,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -51,6 +63,39 @@ struct ServiceDocument {
     next_number: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     halt: Option<HaltDocument>,
+    #[serde(default, skip_serializing_if = "ProvenanceDocument::is_empty")]
+    provenance: ProvenanceDocument,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ProvenanceDocument {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    applied: Option<MarkDocument>,
+    /// Newest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    by_hand: Vec<HandMadeDocument>,
+}
+
+impl ProvenanceDocument {
+    fn is_empty(&self) -> bool {
+        self.applied.is_none() && self.by_hand.is_empty()
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MarkDocument {
+    actor: String,
+    at_ms: u64,
+    by: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HandMadeDocument {
+    mark: MarkDocument,
+    settings: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -109,7 +154,13 @@ enum HaltKindDocument {
 
 pub(super) fn print(state: &State) -> String {
     let services = state.services.values().map(print_service).collect();
-    let document = Document { version: VERSION, generation: state.generation, services };
+    let declared = state.declared.iter().map(|(name, declared)| DeclaredDocument {
+        name: name.to_string(),
+        policy: policy_patch::from_policy(&declared.policy),
+        provenance: print_provenance(&declared.provenance),
+    });
+    let document =
+        Document { version: VERSION, generation: state.generation, services, declared: declared.collect() };
     let mut text =
         serde_json::to_string_pretty(&document).expect("the document has only text keys, so it is JSON");
     text.push('\n');
@@ -130,6 +181,12 @@ pub(super) fn parse(bytes: &[u8]) -> Result<State, DocumentError> {
             return Err(DocumentError::Value { place: format!("service `{}`", twin.name), message });
         }
     }
+    for declared in document.declared {
+        let (name, declared) = parse_declared(declared)?;
+        state.declared.insert(name, declared);
+    }
+    // A service that has a release has its policy there.
+    state.declared.retain(|name, _| !state.services.contains_key(name));
     Ok(state)
 }
 
@@ -156,6 +213,7 @@ fn print_service(service: &Service) -> ServiceDocument {
         history: history.collect(),
         next_number: service.next_number,
         halt: service.halt.as_ref().map(print_halt),
+        provenance: print_provenance(&service.provenance),
     }
 }
 
@@ -184,6 +242,16 @@ fn parse_halt(document: HaltDocument) -> Result<Halt, Problem> {
         }
     };
     Ok(Halt { kind, bypass, actor, since_ms })
+}
+
+fn print_provenance(provenance: &Provenance) -> ProvenanceDocument {
+    let mark =
+        |mark: &Mark| MarkDocument { actor: mark.actor.clone(), at_ms: mark.at_ms, by: mark.by.clone() };
+    let by_hand = provenance
+        .by_hand
+        .iter()
+        .map(|change| HandMadeDocument { mark: mark(&change.mark), settings: change.settings.clone() });
+    ProvenanceDocument { applied: provenance.applied.as_ref().map(mark), by_hand: by_hand.collect() }
 }
 
 fn print_release(release: &Release) -> ReleaseDocument {
@@ -227,7 +295,25 @@ fn parse_service(document: ServiceDocument) -> Result<Service, DocumentError> {
         history: history.collect::<Result<_, DocumentError>>()?,
         next_number: document.next_number,
         halt: document.halt.map(parse_halt).transpose().map_err(problem)?,
+        provenance: parse_provenance(document.provenance),
     })
+}
+
+fn parse_declared(document: DeclaredDocument) -> Result<(ServiceName, Declared), DocumentError> {
+    let wrong = |message: String| DocumentError::Value {
+        place: format!("the declared service `{}`", document.name),
+        message,
+    };
+    let name = document.name.parse().map_err(|error| wrong(format!("{error}")))?;
+    let policy = policy_patch::apply(&document.policy, Policy::default()).map_err(|p| wrong(p.message))?;
+    Ok((name, Declared { policy, provenance: parse_provenance(document.provenance) }))
+}
+
+fn parse_provenance(document: ProvenanceDocument) -> Provenance {
+    let mark = |mark: MarkDocument| Mark { actor: mark.actor, at_ms: mark.at_ms, by: mark.by };
+    let by_hand = document.by_hand.into_iter();
+    let by_hand = by_hand.map(|change| HandMade { mark: mark(change.mark), settings: change.settings });
+    Provenance { applied: document.applied.map(mark), by_hand: by_hand.collect() }
 }
 
 fn parse_release(document: ReleaseDocument) -> Result<Release, String> {
@@ -332,6 +418,18 @@ mod tests {
     }
 
     prop_compose! {
+        fn provenances()(
+            marks in proptest::collection::vec(("\\PC{0,8}", any::<u64>(), "[a-z ]{1,8}"), 0..4),
+            is_applied in any::<bool>(),
+        ) -> Provenance {
+            let mut marks = marks.into_iter().map(|(actor, at_ms, by)| Mark { actor, at_ms, by });
+            let applied = if is_applied { marks.next() } else { None };
+            let by_hand = marks.map(|mark| HandMade { settings: vec![mark.by.clone(), "bake".into()], mark });
+            Provenance { applied, by_hand: by_hand.collect() }
+        }
+    }
+
+    prop_compose! {
         fn states()(
             generation in any::<u64>(),
             services in proptest::collection::btree_map(
@@ -342,16 +440,22 @@ mod tests {
                     proptest::option::of(releases()),
                     proptest::collection::vec(entries(), 0..4),
                     proptest::option::of(halts()),
+                    provenances(),
                 ),
                 0..4,
             ),
+            declared in proptest::collection::btree_map("[A-Z]{1,4}", provenances(), 0..3),
         ) -> State {
-            let services = services.into_iter().map(|(name, (stable, canary, held, history, halt))| {
-                let name: ServiceName = name.parse().unwrap();
-                let service = Service::new(name.clone(), Policy::default(), stable);
-                (name, Service { canary, held, history, halt, ..service })
+            let services =
+                services.into_iter().map(|(name, (stable, canary, held, history, halt, provenance))| {
+                    let name: ServiceName = name.parse().unwrap();
+                    let service = Service::new(name.clone(), Policy::default(), stable);
+                    (name, Service { canary, held, history, halt, provenance, ..service })
             });
-            State { generation, services: services.collect() }
+            let declared = declared.into_iter().map(|(name, provenance)| {
+                (name.parse().unwrap(), Declared { policy: Policy::default(), provenance })
+            });
+            State { generation, services: services.collect(), declared: declared.collect() }
         }
     }
 
@@ -361,7 +465,7 @@ mod tests {
         let targets = vec!["127.0.0.1:3000".parse().unwrap()];
         let stable = Release { id: ReleaseId::numbered(1), targets, created_ms: 0 };
         let service = Service::new(name.clone(), Policy::default(), stable);
-        let state = State { generation: 1, services: [(name, service)].into() };
+        let state = State { generation: 1, services: [(name, service)].into(), ..State::default() };
         let text = print(&state);
         assert!(!text.contains("halt"), "and the other way round, as long as nothing is halted: {text}");
         assert_eq!(parse(text.as_bytes()).unwrap(), state);
@@ -371,6 +475,18 @@ mod tests {
         #[test]
         fn a_state_becomes_text_and_the_same_state_again(state in states()) {
             prop_assert_eq!(parse(print(&state).as_bytes()).unwrap(), state);
+        }
+
+        #[test]
+        fn a_file_of_an_older_build_loads(state in states()) {
+            let mut document: serde_json::Value = serde_json::from_str(&print(&state)).unwrap();
+            document.as_object_mut().unwrap().remove("declared");
+            for service in document["services"].as_array_mut().unwrap() {
+                service.as_object_mut().unwrap().remove("provenance");
+            }
+            let mut want = State { declared: Default::default(), ..state };
+            want.services.values_mut().for_each(|service| service.provenance = Provenance::default());
+            prop_assert_eq!(parse(document.to_string().as_bytes()).unwrap(), want);
         }
 
         #[test]

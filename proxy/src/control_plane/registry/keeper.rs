@@ -3,6 +3,8 @@
 //! Order of a change: pure change on a copy → disk → view and snapshot → monitor → audit log → answer. What
 //! fails before the disk has it changes nothing; nothing after it can fail.
 
+mod declaring;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -89,8 +91,8 @@ impl Keeper {
                 let _ = answer.send(result);
             }
             Command::Files(name, certificate, pages) => {
-                if let (Some(pages), Some(service)) = (&pages, self.current.state.services.get(&name))
-                    && let Err(problem) = pages::keep(pages, service, self.parts.file.dir()).await
+                if let Some(pages) = &pages
+                    && let Err(problem) = pages::keep(pages, &name, self.parts.file.dir()).await
                 {
                     tracing::warn!(service = %name, causes = problem.causes.join(": "), "{}", problem.message);
                 }
@@ -101,15 +103,19 @@ impl Keeper {
             }
             Command::Located(name, record, endpoints) => self.relocate(&name, &record, &endpoints),
             Command::Tidy => self.tidy(),
+            Command::Declare(declaration, answer) => {
+                let result = self.declare(*declaration).await;
+                let _ = answer.send(result);
+            }
         }
     }
 
     async fn commit(&mut self, commit: Commit) -> Result<Committed, Problem> {
-        let origin = Origin { actor: commit.actor.clone(), at_ms: now_ms() };
+        let origin = Origin { actor: commit.actor.clone(), at_ms: now_ms(), by: commit.kind };
         let state = changes::apply(&self.current.state, &commit.service, &commit.change, &origin)?;
         let live = self.follow(&commit, &state).await?;
-        if let (Some(pages), Some(service)) = (&commit.pages, state.services.get(&commit.service)) {
-            pages::keep(pages, service, self.parts.file.dir()).await?;
+        if let Some(pages) = &commit.pages {
+            pages::keep(pages, &commit.service, self.parts.file.dir()).await?;
         }
         let state = self.save(state).await?;
 
