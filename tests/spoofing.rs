@@ -264,22 +264,27 @@ fn a_websocket_on_a_stream_of_http2_tells_the_truth_too() {
 
 #[test]
 fn trailers_say_nothing_about_who_asks() {
-    let mut house = House::new(CONFIG, &[]);
-    for from in [STRANGER, PROXY] {
-        for (name, value) in FORGERIES {
-            house.cases += 1;
-            house.recorder.forget();
-            let request = format!(
-                "POST / HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\nTrailer: {name}\r\n\r\n\
-                 2\r\nhi\r\n0\r\n{name}: {value}\r\nX-Kept: 1\r\n\r\n"
-            );
-            let answer =
-                Raw::connect_from(from.into(), house.world.http()).send(request).shut_write().read_to_end();
-            assert!(answer.starts_with("HTTP/1.1 200"), "{name}: {answer}");
-            let seen = house.recorder.request(1);
-            assert!(!seen.text().contains(value) && seen.text().contains("1"), "{name}: {}", seen.text());
-            let client = IpAddr::from(from).to_string();
-            assert_eq!(Told::of(&seen), house.truth(&client, Transport::Http1), "{name}");
+    let config = format!("client_ip_header = \"Our-Client\"\n{CONFIG}");
+    for (more, own) in [(&[][..], "Our-Client"), (&["--client-ip-header", "Its-Client"], "Its-Client")] {
+        let mut house = House::new(&config, more);
+        let twin = own.replace('-', "_");
+        for from in [STRANGER, PROXY] {
+            for (name, value) in FORGERIES.into_iter().chain([(own, "6.6.6.6"), (&twin, "6.6.6.6")]) {
+                house.cases += 1;
+                house.recorder.forget();
+                let request = format!(
+                    "POST / HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\nTrailer: {name}\r\n\r\n\
+                     2\r\nhi\r\n0\r\n{name}: {value}\r\nX-Kept: 1\r\n\r\n"
+                );
+                let mut raw = Raw::connect_from(from.into(), house.world.http());
+                let answer = raw.send(request).shut_write().read_to_end();
+                assert!(answer.starts_with("HTTP/1.1 200"), "{name}: {answer}");
+                let seen = house.recorder.request(1);
+                let body = seen.text().to_lowercase();
+                assert!(!body.contains(value) && body.contains("x-kept: 1"), "{name}: {body}");
+                let client = IpAddr::from(from).to_string();
+                assert_eq!(Told::of(&seen), house.truth(&client, Transport::Http1), "{name}");
+            }
         }
     }
 }

@@ -350,6 +350,19 @@ mod tests {
     }
 
     #[test]
+    fn the_file_that_is_shipped_says_what_it_means() {
+        let shipped = include_str!("../../systemd/portcullis.toml");
+        assert!(config(shipped).unwrap().trusted_proxies.is_empty(), "every line is a comment");
+        let is_setting = |line: &str| line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
+        let in_force: Vec<&str> = shipped
+            .lines()
+            .map(|line| line.strip_prefix('#').filter(|rest| is_setting(rest)).unwrap_or(line))
+            .collect();
+        let config = config(&in_force.join("\n")).unwrap();
+        assert!(config.trusted_proxies.contains([10, 0, 0, 1].into()), "and each can be put in force");
+    }
+
+    #[test]
     fn flags_come_before_the_file() {
         let raw = toml::from_str("http = \"127.0.0.1:81\"\nhttps = \"off\"").unwrap();
         let flags = Flags { http: Some(parse_listen("127.0.0.1:82").unwrap()), ..Flags::default() };

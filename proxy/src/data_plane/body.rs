@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 
 use super::activity::{Activity, Busy};
 use super::exchange::Facts;
+use super::forward::client_ip_header;
 use super::headers::strip_trailers;
 use super::pace::Sender;
 use super::upgrade::Farewell;
@@ -79,6 +81,13 @@ impl RequestBody {
     }
 }
 
+fn strip_request_trailers(trailers: &mut HeaderMap, facts: &Facts) {
+    let worker = &facts.connection.worker;
+    let (snapshot, known) = (worker.published.load(), facts.known.borrow());
+    let service = known.service.as_ref().and_then(|name| snapshot.services.get(name));
+    strip_trailers(trailers, client_ip_header(&worker.config, service.map(|service| &service.policy)));
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = Error;
@@ -110,7 +119,7 @@ impl Body for RequestBody {
                         return this.fail(Reason::BodyTooLarge, error);
                     }
                 } else if let Some(trailers) = frame.trailers_mut() {
-                    strip_trailers(trailers);
+                    strip_request_trailers(trailers, &this.facts);
                 }
                 let now = clock::now();
                 progress.moved.set(Some(now));
@@ -288,7 +297,7 @@ impl Body for TargetBody {
         Poll::Ready(match piece {
             Piece::Data(data) => Some(Ok(Frame::data(data))),
             Piece::Trailers(mut trailers) => {
-                strip_trailers(&mut trailers);
+                strip_trailers(&mut trailers, None);
                 Some(Ok(Frame::trailers(trailers)))
             }
             Piece::End | Piece::Wanting => None,

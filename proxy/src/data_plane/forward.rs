@@ -214,7 +214,8 @@ fn who_asks(fields: &HeaderMap, connection: &Connection, policy: Option<&Policy>
     Forwarded::read(fields, connection.peer, https, &trust)
 }
 
-fn client_ip_header<'c>(config: &'c Config, policy: Option<&'c Policy>) -> Option<&'c ClientIpHeader> {
+/// Where trusted proxies name the client: the service's own setting comes first.
+pub fn client_ip_header<'c>(config: &'c Config, policy: Option<&'c Policy>) -> Option<&'c ClientIpHeader> {
     policy.and_then(|policy| policy.client_ip_header.as_ref()).or(config.client_ip_header.as_ref())
 }
 

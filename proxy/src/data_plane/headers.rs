@@ -3,6 +3,7 @@
 use http::header::{self, HeaderMap, HeaderName};
 use http::request::Parts;
 use http::{Method, Version};
+use model::forwarded::ClientIpHeader;
 
 /// Fields whose inbound value an app might believe: Rack and Rails read the first group for the client's
 /// address, scheme and host; CDNs and platforms name the client in the second, and apps behind them read it;
@@ -141,13 +142,14 @@ pub fn is_websocket(head: &Parts, has_body: bool) -> bool {
     over_http1() || super::hygiene::is_http2_websocket(head)
 }
 
-/// A trailer may not say what only a head may (RFC 9110 §6.5.1).
-pub fn strip_trailers(trailers: &mut HeaderMap) {
+/// A trailer may not say what only a head may (RFC 9110 §6.5.1), neither may it name the client.
+pub fn strip_trailers(trailers: &mut HeaderMap, client_ip_header: Option<&ClientIpHeader>) {
     let forbidden: Vec<HeaderName> = trailers
         .keys()
         .filter(|name| {
             let name = name.as_str();
-            is_identity(name)
+            client_ip_header.is_some_and(|field| field.is_spelled(name))
+                || is_identity(name)
                 || is_underscore_twin(name)
                 || HOP_BY_HOP.contains(&name)
                 || NOT_NOMINABLE.contains(&name)
@@ -262,7 +264,7 @@ mod tests {
             ("x-forwarded-for", "1.2.3.4"),
             ("authorization", "x"),
         ]);
-        strip_trailers(&mut trailers);
+        strip_trailers(&mut trailers, None);
         assert_eq!(names(&trailers), ["x-checksum"]);
     }
 }
