@@ -211,7 +211,8 @@ fn what_does_not_drain_in_time_is_cut_and_told() {
     refused(&slow.finish().expect("an answer"), 504, "drain_cut");
     // Repeating it changes nothing.
     let generation = world.daemon.status().generation;
-    world.agentctl(["pause", "shop"]).succeeds();
+    let again = world.agentctl(["pause", "shop"]).succeeds();
+    assert!(!again.stdout().contains("cut"), "{again}");
     assert_eq!(world.daemon.status().generation, generation);
 }
 

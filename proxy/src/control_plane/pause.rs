@@ -85,7 +85,8 @@ impl Operation {
     async fn carry_out(&self) -> Result<Done, Problem> {
         let (live, changed) = self.commit().await?;
         let halt = live.halt.as_ref().ok_or_else(|| no_service(&self.name))?;
-        let closed = live.closed();
+        let mut closed = live.closed();
+        closed.retain(|release| release.in_flight().total() > 0);
         let settled = self.drain(&closed, halt).await;
         let message = self.message(&closed);
         match settled {
@@ -125,8 +126,7 @@ impl Operation {
     async fn drain(&self, closed: &[Arc<Release>], halt: &Halt) -> Option<Settled> {
         let context = &self.context;
         let stop = context.shutdown.child_token();
-        let releases = closed.iter().filter(|release| release.in_flight().total() > 0).cloned().collect();
-        let drains = drain::start(&context.tasks, releases, &self.timeouts, &self.reporter, &stop);
+        let drains = drain::start(&context.tasks, closed.to_vec(), &self.timeouts, &self.reporter, &stop);
         let finished = drains.finished();
         tokio::pin!(finished);
         tokio::select! {
