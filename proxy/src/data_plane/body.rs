@@ -83,9 +83,9 @@ impl RequestBody {
 
 fn strip_request_trailers(trailers: &mut HeaderMap, facts: &Facts) {
     let worker = &facts.connection.worker;
-    let (snapshot, known) = (worker.published.load(), facts.known.borrow());
-    let service = known.service.as_ref().and_then(|name| snapshot.services.get(name));
-    strip_trailers(trailers, client_ip_header(&worker.config, service.map(|service| &service.policy)));
+    let known = facts.known.borrow();
+    let policy = known.service.as_ref().map(|service| &service.policy);
+    strip_trailers(trailers, client_ip_header(&worker.config, policy));
 }
 
 impl Body for RequestBody {
