@@ -70,6 +70,9 @@ impl Row<'_> {
             }
         }
         let upstream = chapter.upstream_of_case(is_open)?;
+        if let Some(seen) = upstream.iter().find(|seen| seen.request_line().contains("smuggled")) {
+            return Err(format!("it arrived upstream: {seen:#?}"));
+        }
         let was_reset = end.as_ref().is_none_or(|end| end.error().is_some());
         let refused = (was_reset || status.is_some_and(|status| status >= 400))
             && upstream.iter().all(|seen| !seen.complete);
@@ -101,6 +104,7 @@ fn a_stream_is_one_request() {
     let many: Vec<(&str, &str)> = many_names.iter().map(|name| (name.as_str(), "b")).collect();
     let long = "x".repeat(100_000);
     let too_long = [("x-a", long.as_str())];
+    let tunnel = [(":method", "CONNECT"), (":protocol", "websocket")];
     let mut rows = vec![
         row("H04", &[("content-length", "5")], none, Refused),
         row("H05", &[("content-length", "3")], five, Refused),
@@ -172,6 +176,8 @@ fn a_stream_is_one_request() {
         row("H38a", &[(":method", "CONNECT")], none, Refused),
         row("H39", &[(":method", "CONNECT"), (":protocol", "connect-udp")], none, Refused),
         row("H39a", &[(":protocol", "websocket")], none, Refused),
+        // The app answers with a page: what the client sends for a WebSocket is nobody's request.
+        row("H39b", &tunnel, smuggled, Bodiless),
         row("H44", &[("x-a", "b\0c")], none, Refused),
         row("H45", &[("x-a", "b\rc")], none, Refused),
         row("H48", &many, none, Refused),
@@ -260,5 +266,18 @@ fn a_stream_that_is_reset_is_never_complete() {
         });
         chapter.record(id, outcome);
     }
+    // A tunnel that announces a body: hyper ends the connection for it, without a word.
+    chapter.recorder.forget();
+    let mut client = Frames::connect(chapter.world.http());
+    let fields = [(":method", "CONNECT"), (":protocol", "websocket"), ("content-length", "43")];
+    let tunnel = row("H39c", &fields, Some(SMUGGLED), Want::Refused);
+    client.send(headers(1, 0, &tunnel.all_fields()));
+    client.send(frame(Frame::DATA, Frame::END_STREAM, 1, SMUGGLED.as_bytes()));
+    client.read_to_end();
+    let outcome = chapter.upstream_of_case(false).and_then(|upstream| match &upstream[..] {
+        [] => Ok(()),
+        upstream => Err(format!("{upstream:#?}")),
+    });
+    chapter.record("H39c", outcome);
     chapter.end();
 }

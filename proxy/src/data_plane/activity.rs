@@ -57,8 +57,6 @@ pub struct Activity {
     blind: AtomicU64,
     /// 1: what comes next belongs to a tunnel.
     tunnel: AtomicU64,
-    /// 1: the client made work for nothing (`frame_guard`).
-    flooded: AtomicU64,
 }
 
 /// How far a client has got with its answer, in bytes, as of the last large write.
@@ -113,7 +111,6 @@ impl Activity {
             unread: zero(),
             blind: zero(),
             tunnel: zero(),
-            flooded: zero(),
         }
     }
 
@@ -182,14 +179,6 @@ impl Activity {
 
     pub fn is_tunnel(&self) -> bool {
         get(&self.tunnel) == 1
-    }
-
-    pub fn has_flooded(&self) -> bool {
-        get(&self.flooded) == 1
-    }
-
-    pub fn flood(&self) {
-        set(&self.flooded, 1);
     }
 
     /// The connection ends without regard for what its client has not read.

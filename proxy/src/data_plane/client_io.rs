@@ -83,7 +83,6 @@ impl Guard {
             Self::Frames(frames) => match frames.find_flood(bytes, clock::now()) {
                 None => bytes.len(),
                 Some(at) => {
-                    activity.flood();
                     *self = Self::Flooded(FLOOD);
                     at
                 }

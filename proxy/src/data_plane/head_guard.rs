@@ -275,7 +275,33 @@ mod tests {
         }
     }
 
+    /// A sound request whose body is full of line ends.
+    fn request(kind: u8, body: &str) -> String {
+        let length = body.len();
+        let body = match kind % 4 {
+            0 => return HEAD.to_owned(),
+            1 => return format!("\r\nPUT / HTTP/1.1\r\nContent-length:{length}\r\n\r\n{body}"),
+            2 if length > 0 => format!("{length:X};a=b\r\n{body}\r\n1\r\n\n\r\n0\r\nX: y\r\n\r\n"),
+            _ => "1\r\n\r\r\n00\r\n\r\n".to_owned(),
+        };
+        format!("POST / HTTP/1.1\r\nHost: a\r\ntransfer-Encoding: Chunked\r\n\r\n{body}")
+    }
+
     proptest::proptest! {
+        #[test]
+        fn sound_requests_are_let_through(
+            requests in proptest::collection::vec((0u8..4, "[a\r\n0:; ]{0,40}"), 1..6),
+            read in 1usize..80,
+        ) {
+            let text: String = requests.iter().map(|(kind, body)| request(*kind, body)).collect();
+            let mut guard = HeadGuard::default();
+            for bytes in text.as_bytes().chunks(read) {
+                proptest::prop_assert_eq!(guard.find_bare_line_feed(bytes), None, "{:?}", &text);
+            }
+            // And it still knows where it is.
+            proptest::prop_assert_eq!(guard.find_bare_line_feed(BARE.as_bytes()), Some(Bare::InHead(14)));
+        }
+
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(0u8..=255, 0..200)) {
             HeadGuard::default().find_bare_line_feed(&bytes);

@@ -289,15 +289,8 @@ async fn watched(
             }
         }
         if let Poll::Ready(served) = ended {
-            if connection.activity.has_flooded() {
-                tracing::debug!(peer = %connection.peer, "closing a connection for its flood of frames");
-                worker.metrics.connections().count_closed(Closed::Flood);
-            }
-            if let Err(error) = served.as_ref()
-                && error.is_parse()
-            {
-                tracing::debug!(peer = %connection.peer, %error, "refusing a malformed request");
-                worker.metrics.process().malformed_requests.fetch_add(1, Ordering::Relaxed);
+            if let Err(error) = served {
+                note_error(worker, connection, &error);
             }
             return Poll::Ready(());
         }
@@ -335,6 +328,24 @@ async fn watched(
         }
     })
     .await;
+}
+
+/// What a client did wrong; its other troubles are its own business.
+fn note_error(worker: &Worker, connection: &Connection, error: &hyper::Error) {
+    let peer = &connection.peer;
+    if error.is_parse() {
+        tracing::debug!(%peer, %error, "refusing a malformed request");
+        worker.metrics.process().malformed_requests.fetch_add(1, Ordering::Relaxed);
+    } else if is_flood(error) {
+        tracing::debug!(%peer, ?error, "closing a connection for a flood");
+        worker.metrics.connections().count_closed(Closed::Flood);
+    }
+}
+
+/// Whether h2 or `frame_guard` had enough.
+fn is_flood(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
+    cause.is_some_and(|cause| !cause.is_remote() && cause.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM))
 }
 
 /// Runs hyper's HTTP/2 streams on the worker's own thread.
