@@ -9,6 +9,7 @@ pub mod cutover;
 pub mod diagnosis;
 pub mod duration;
 pub mod health;
+pub mod holding;
 pub mod name;
 pub mod pace;
 pub mod policy_patch;

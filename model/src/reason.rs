@@ -77,6 +77,10 @@ reasons! {
     DrainCut = "drain_cut", 504, Upstream;
     /// A bug of ours; the log has it.
     Internal = "internal", 500, Us;
+    /// The body is to be buffered, and there is room neither in memory nor on disk.
+    BuffersFull = "buffers_full", 503, Us;
+    /// The answer's body is longer than `max-response-body`.
+    ResponseTooLarge = "response_too_large", 502, Upstream;
 }
 
 impl Reason {

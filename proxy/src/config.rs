@@ -2,6 +2,7 @@
 //!
 //! Services are not here: they are runtime objects, made by `agentctl` and kept in the state file.
 
+mod buffers;
 mod limits;
 mod sizing;
 
@@ -13,6 +14,8 @@ use clap::Args;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+pub use self::buffers::BufferLimits;
+use self::buffers::RawBuffers;
 pub use self::limits::Limits;
 use self::limits::RawLimits;
 use self::sizing::Machine;
@@ -103,6 +106,7 @@ struct RawConfig {
     reason_header: Option<bool>,
     limits: RawLimits,
     groups: RawGroups,
+    buffers: RawBuffers,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -130,6 +134,7 @@ pub struct Config {
     pub reason_header: bool,
     pub limits: Limits,
     pub groups: Groups,
+    pub buffers: BufferLimits,
 }
 
 /// Groups of the operating system whose members may use the control socket.
@@ -196,12 +201,15 @@ fn resolve(flags: Flags, raw: RawConfig) -> Result<Config, ConfigError> {
         (flag, file) if flag.is_empty() => file.unwrap_or_default(),
         (flag, _) => flag,
     };
+    let machine = Machine::this_one();
+    let state_dir = flags.state_dir.or(raw.state_dir).unwrap_or_else(|| "/var/lib/portcullis".into());
     Ok(Config {
         http,
         https,
         metrics: listen("metrics", flags.metrics, raw.metrics.as_ref(), Listen::Off)?,
         control: flags.control.or(raw.control).unwrap_or_else(|| "/run/portcullis/control.sock".into()),
-        state_dir: flags.state_dir.or(raw.state_dir).unwrap_or_else(|| "/var/lib/portcullis".into()),
+        buffers: buffers::resolve(raw.buffers, &state_dir, &machine)?,
+        state_dir,
         workers,
         access_log: match flags.access_log.or(raw.access_log).as_deref() {
             None | Some("-") => Destination::Stdout,
@@ -215,7 +223,7 @@ fn resolve(flags: Flags, raw: RawConfig) -> Result<Config, ConfigError> {
             None => duration("shutdown_timeout", raw.shutdown_timeout.as_ref(), 30)?,
         },
         reason_header: raw.reason_header.unwrap_or(true),
-        limits: limits::resolve(&raw.limits, workers, &Machine::this_one())?,
+        limits: limits::resolve(&raw.limits, workers, &machine)?,
         groups: Groups {
             read: raw.groups.read.unwrap_or_else(|| "portcullis".to_owned()),
             operate: raw.groups.operate.unwrap_or_else(|| "portcullis-operate".to_owned()),
@@ -257,6 +265,9 @@ mod tests {
         assert!(config.limits.connections >= 16);
         assert_eq!(config.limits.connections_per_client, (config.limits.connections / 4).max(16));
         assert_eq!(config.limits.bytes_per_second_min, 500);
+        let buffers = config.buffers;
+        assert_eq!(buffers.directory, Path::new("/var/lib/portcullis/buffers"));
+        assert!(buffers.memory_bytes >= 32 << 20 && buffers.disk_bytes >= 64 << 20, "{buffers:?}");
     }
 
     #[test]
@@ -281,6 +292,9 @@ mod tests {
             ("[limits]\nbuffered_bytes = 0", "at least 1"),
             ("[limits]\nmin_rate = 1", "unknown field `min_rate`, expected one of `connections`"),
             ("trusted_proxies = [\"10.0.0.0/33\"]", "trusted_proxies"),
+            ("[buffers]\nmemory_bytes = 1000", "at least 1048576"),
+            ("[buffers]\ndirectory = \"spool\"", "`spool` is not an absolute path"),
+            ("[buffers]\ndisk = 1", "unknown field `disk`, expected one of `directory`"),
         ] {
             let error = config(text).unwrap_err();
             assert!(error.contains(wants), "{text:?} gave {error:?}");

@@ -6,6 +6,7 @@ pub mod admission;
 pub mod admit;
 pub mod answer;
 pub mod body;
+pub mod buffering;
 pub mod client_io;
 pub mod deadline;
 pub mod exchange;

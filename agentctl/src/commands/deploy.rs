@@ -26,7 +26,7 @@ pub(crate) fn request(arguments: &DeployArgs) -> DeployRequest {
 
 /// A flag that was not given stays `None`: the service keeps its setting.
 fn policy(arguments: &DeployArgs) -> PolicyPatch {
-    let DeployArgs { routing, tls, gate, timeouts, concurrency, visitors, .. } = arguments;
+    let DeployArgs { routing, tls, gate, timeouts, concurrency, visitors, buffering, .. } = arguments;
     PolicyPatch {
         hosts: routing.hosts.as_deref().map(given),
         path_prefixes: routing.path_prefixes.as_deref().map(texts),
@@ -56,6 +56,10 @@ fn policy(arguments: &DeployArgs) -> PolicyPatch {
         visitor_header: text(visitors.visitor_header.as_ref()),
         visitor_cookie: text(visitors.visitor_cookie.as_ref()),
         visitor_set_cookie: visitors.visitor_set_cookie,
+        buffer_requests: buffering.buffer_requests,
+        buffer_responses: buffering.buffer_responses,
+        buffer_memory_bytes: buffering.buffer_memory,
+        max_response_body_bytes: buffering.max_response_body,
     }
 }
 

@@ -50,6 +50,7 @@ pub async fn start(
     let mut candidate = context.candidate(&request.targets, request.release.as_ref(), service).await?;
     let certificate = certificates::load(&policy).await?;
     changes::check_routes(&view.state, &name, &policy)?;
+    context.check_buffers(&policy).await?;
 
     let (reporter, events) = report::channel();
     let canary = service.and_then(|service| service.canary.as_ref());

@@ -7,17 +7,19 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Response, StatusCode};
-use http_body::Body;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use model::canary::{COOKIE_PLAIN, COOKIE_SECURE, Cohort, Visit};
 use model::reason::Reason;
 use model::route::Lookup;
+use model::service::Policy;
 
 use super::admit::{self, CUTOVERS_MAX, Entrance, InLine};
 use super::answer;
-use super::body::{AnswerBody, EventStream, RequestBody, TargetBody};
+use super::body::{AnswerBody, EventStream, TargetBody};
+use super::buffering::requests::Intake;
+use super::buffering::responses::{self, Coming};
 use super::exchange::{Exchange, Facts};
 use super::forwarded::Forwarded;
 use super::headers;
@@ -58,20 +60,25 @@ pub async fn serve(exchange: Exchange) -> Response<AnswerBody> {
 /// come, or may still come, nothing more is read from this client.
 fn may_have_swallowed(facts: &Facts) -> bool {
     let body = &facts.request_body;
-    let is_open =
-        || body.ended.get().is_none() && facts.head.borrow().headers.contains_key(header::TRANSFER_ENCODING);
+    let is_open = || !body.is_read() && facts.head.borrow().headers.contains_key(header::TRANSFER_ENCODING);
     !facts.connection.activity.is_http2() && (body.had_trailers.get() || is_open())
 }
 
 /// Decides where the request goes, waits there for a seat if none is free, and sends it.
 async fn route(body: Incoming, facts: &Rc<Facts>) -> Result<Response<AnswerBody>, Reason> {
     let worker = &facts.connection.worker;
+    let mut body = Intake::Coming(body);
     loop {
-        let (plan, entrance) = match decide(facts, body.size_hint().exact())? {
+        let (plan, entrance) = match decide(facts, &body)? {
             Decision::Redirect(location, reason) => {
                 facts.note(|known| known.reason = Some(reason));
                 let keep_method = !matches!(facts.head.borrow().method, Method::GET | Method::HEAD);
                 return Ok(answer::redirect(&location, keep_method, reason, worker.config.reason_header));
+            }
+            // No seat is taken meanwhile, and the release may have changed by then. Boxed like the wait below.
+            Decision::Keep(service) => {
+                body = Box::pin(body.keep(&service.policy, facts)).await?;
+                continue;
             }
             Decision::Forward(plan, in_flight) => (plan, Some(in_flight)),
             // Boxed, so that requests that need not wait are not larger for it.
@@ -93,6 +100,8 @@ enum Decision {
     Forward(Plan, InFlight),
     /// As planned, once there is a seat.
     Wait(Plan, InLine),
+    /// The service wants the body whole; then all is decided anew.
+    Keep(Arc<Service>),
 }
 
 /// Where a request goes.
@@ -105,8 +114,7 @@ struct Plan {
     forwarded: Forwarded,
 }
 
-/// `body_bytes`: where the client announces how many.
-fn decide(facts: &Facts, body_bytes: Option<u64>) -> Result<Decision, Reason> {
+fn decide(facts: &Facts, body: &Intake) -> Result<Decision, Reason> {
     let connection = &facts.connection;
     let worker = &connection.worker;
     let https = connection.tls.is_some();
@@ -135,9 +143,13 @@ fn decide(facts: &Facts, body_bytes: Option<u64>) -> Result<Decision, Reason> {
             known.overridden = overridden;
         });
         let policy = &service.policy;
-        if body_bytes.is_some_and(|bytes| bytes > policy.request_body_bytes_max) {
+        if body.length().is_some_and(|bytes| bytes > policy.request_body_bytes_max) {
             facts.note(|known| known.unseated = Some(Arc::clone(&slot.release.unseated)));
             return Err(Reason::BodyTooLarge);
+        }
+        if body.is_to_be_kept(policy, &head) {
+            facts.note(|known| known.unseated = Some(Arc::clone(&slot.release.unseated)));
+            return Ok(Decision::Keep(Arc::clone(service)));
         }
         let entrance = admit::enter(worker, slot, &policy.concurrency, facts)?;
         let strip = if policy.strip_path_prefix && !prefix.is_root() { prefix.as_str().len() } else { 0 };
@@ -218,7 +230,7 @@ fn choose_slot<'s>(
 }
 
 async fn forward(
-    body: Incoming,
+    body: Intake,
     plan: Plan,
     in_flight: InFlight,
     facts: &Rc<Facts>,
@@ -240,6 +252,11 @@ async fn forward(
         return switch_protocols(head, client, (lease, in_flight), facts);
     }
     let ResponseHead { status, mut fields, framing, keep_alive } = head;
+    let bytes_max = policy.response_body_bytes_max;
+    if framing.length().is_some_and(|bytes| bytes > bytes_max) {
+        return Err(Reason::ResponseTooLarge);
+    }
+    let is_events = is_event_stream(&fields);
     let body = match lease.take_whole(&framing) {
         // The target has done its part: its seat and its connection are free while the client reads.
         Some(whole) => {
@@ -248,12 +265,22 @@ async fn forward(
             }
             AnswerBody::Whole(Full::new(whole))
         }
+        None if policy.buffering.responses && !is_events => {
+            lease.hold(in_flight);
+            let coming = Coming::new(lease, framing, keep_alive, policy);
+            facts.set_waiting_for_app(true);
+            let kept = Box::pin(responses::keep(coming, policy, facts)).await;
+            facts.set_waiting_for_app(false);
+            kept?
+        }
         None => {
-            let event_stream = is_event_stream(&fields).then(|| {
+            let event_stream = is_events.then(|| {
                 EventStream::new(Farewell::new(in_flight.release(), worker), &facts.connection.activity)
             });
             let (held, idle) = ((lease, in_flight), policy.timeouts.body_idle);
-            let body = TargetBody::new(framing, keep_alive, idle, held, event_stream, facts);
+            // Nobody can say how long a stream of events is.
+            let bytes_max = if is_events { Policy::UNLIMITED } else { bytes_max };
+            let body = TargetBody::new(framing, keep_alive, idle, held, event_stream, bytes_max, facts);
             AnswerBody::Target(Box::new(body))
         }
     };
@@ -267,16 +294,15 @@ async fn forward(
 }
 
 /// The client's side of a WebSocket, if that is what it asks for.
-fn client_upgrade(head: &mut Parts, body: &Incoming) -> Option<OnUpgrade> {
+fn client_upgrade(head: &mut Parts, body: &Intake) -> Option<OnUpgrade> {
     // hyper puts it there for whatever asks for an upgrade; for others it has no effect.
     let upgrade = head.extensions.remove::<OnUpgrade>()?;
-    headers::is_websocket(head, !body.is_end_stream()).then_some(upgrade)
+    headers::is_websocket(head, body.is_something()).then_some(upgrade)
 }
 
 /// The request as the target gets it, with the client's body behind its head.
-fn upload(body: Incoming, plan: &Plan, facts: &Rc<Facts>, websocket: bool) -> Upload {
-    let open_ended = !body.is_end_stream() && body.size_hint().exact().is_none();
-    let framing = if open_ended && !websocket { BodyFraming::Chunked } else { BodyFraming::AsSent };
+fn upload(body: Intake, plan: &Plan, facts: &Rc<Facts>, websocket: bool) -> Upload {
+    let framing = if websocket { BodyFraming::AsSent } else { body.framing() };
     let mut out = facts.connection.worker.pool.buffer();
     let (known, head) = (facts.known.borrow(), facts.head.borrow());
     RequestHead {
@@ -295,8 +321,7 @@ fn upload(body: Incoming, plan: &Plan, facts: &Rc<Facts>, websocket: bool) -> Up
     }
     .write(&mut out);
     let policy = &plan.service.policy;
-    let body = RequestBody::new(body, facts, policy.request_body_bytes_max, policy.timeouts.body_idle);
-    Upload::new(out, body, framing)
+    Upload::new(out, body.into_body(policy, facts), framing)
 }
 
 fn is_event_stream(fields: &HeaderMap) -> bool {

@@ -15,6 +15,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use super::buffers::Buffers;
 use super::connections::Connections;
 
 /// Upper bounds in seconds; the last, infinite bucket is implied.
@@ -190,6 +191,7 @@ pub struct Metrics {
     unrouted: Arc<TargetStats>,
     process: Process,
     connections: Connections,
+    buffers: Buffers,
 }
 
 /// Numbers of the process as a whole; written from several threads, but seldom.
@@ -209,6 +211,7 @@ impl Metrics {
             unrouted: Arc::new(TargetStats::new(workers)),
             process: Process::default(),
             connections: Connections::new(workers),
+            buffers: Buffers::default(),
         })
     }
 
@@ -218,6 +221,10 @@ impl Metrics {
 
     pub fn connections(&self) -> &Connections {
         &self.connections
+    }
+
+    pub fn buffers(&self) -> &Buffers {
+        &self.buffers
     }
 
     pub fn unrouted(&self) -> &Arc<TargetStats> {
@@ -311,6 +318,7 @@ impl Collector for Scrape {
         }
         encode_gauges(&mut encoder, &self.1)?;
         self.0.connections.encode(&mut encoder)?;
+        self.0.buffers.encode(&mut encoder)?;
         encode_process(&mut encoder, &self.0.process)
     }
 }
