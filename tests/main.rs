@@ -1,5 +1,6 @@
 //! Black-box stories: each file keeps one promise of Portcullis, with the real binaries and real Pumas.
 
+mod buffering;
 mod canary;
 mod cli;
 mod cutover;
