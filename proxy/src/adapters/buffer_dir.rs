@@ -27,7 +27,8 @@ pub struct BufferDir {
 }
 
 impl BufferDir {
-    pub const HINT: &str = "the daemon's user must be able to create files there: see `[buffers] directory` in the configuration";
+    pub const HINT: &str = "the daemon's user must be able to create files there (under systemd, `ReadWritePaths=` names \
+                            directories beside the state directory): see `[buffers] directory` in the configuration";
 
     /// Nothing is looked at yet.
     pub fn at(path: &Path) -> Self {

@@ -265,7 +265,7 @@ async fn forward(
             }
             AnswerBody::Whole(Full::new(whole))
         }
-        None if policy.buffering.responses && !is_events => {
+        None if policy.buffering.responses && !is_events && !responses::is_unwanted_for(&fields) => {
             lease.hold(in_flight);
             let coming = Coming::new(lease, framing, keep_alive, policy);
             facts.set_waiting_for_app(true);

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use http_body_util::Full;
 use model::holding::Holding;
@@ -34,6 +35,11 @@ const READING: Reading = Reading {
     uptake: Uptake { acknowledged: 1 << 32, unacknowledged: 0, is_blocked: false },
     bytes_max: 64 * 1024,
 };
+
+/// Whether the app asks for its answer not to be buffered, as apps that stream do of nginx.
+pub fn is_unwanted_for(fields: &HeaderMap) -> bool {
+    fields.get("x-accel-buffering").is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"no"))
+}
 
 /// An answer's body on its way from its target.
 pub struct Coming {

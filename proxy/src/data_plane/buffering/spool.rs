@@ -565,6 +565,48 @@ mod tests {
         until_nothing_is_held(&metrics).await;
     }
 
+    /// Puts (a length) and takes (`None`) in any order; what came out, as long as it is the right thing.
+    async fn in_any_order(room: &Arc<Room>, share: u64, steps: &[Option<usize>]) -> Result<usize, String> {
+        let spool = Spool::new(room, Side::Response, share);
+        let (mut put, mut seen) = (0, Vec::new());
+        for step in steps {
+            match step {
+                Some(length) => {
+                    spool.put(&bytes(put, *length)).await.map_err(|_| "no room".to_owned())?;
+                    put += length;
+                }
+                None if seen.len() < put => {
+                    let Ok(Next::Data(data)) = poll_fn(|cx| spool.poll_take(cx)).await else {
+                        return Err(format!("{} of {put} bytes", seen.len()));
+                    };
+                    seen.extend_from_slice(&data);
+                }
+                None => {}
+            }
+        }
+        spool.finish(None);
+        seen.extend(take_all(&spool).await);
+        if seen == bytes(0, put) { Ok(put) } else { Err(format!("{} of {put} bytes differ", seen.len())) }
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+        #[test]
+        fn nothing_is_lost_or_doubled(
+            share in 0u64..40_000,
+            steps in proptest::collection::vec(proptest::option::of(0usize..40_000), 0..40),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let (room, metrics) = room(dir.path(), 1 << 24, 1 << 24);
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async {
+                let length: usize = steps.iter().flatten().sum();
+                assert_eq!(in_any_order(&room, share, &steps).await, Ok(length));
+                until_nothing_is_held(&metrics).await;
+            });
+        }
+    }
+
     #[tokio::test]
     async fn trailers_and_breaks_come_last() {
         let dir = tempfile::tempdir().unwrap();
