@@ -256,7 +256,6 @@ async fn forward(
     if framing.length().is_some_and(|bytes| bytes > bytes_max) {
         return Err(Reason::ResponseTooLarge);
     }
-    let is_events = is_event_stream(&fields);
     let body = match lease.take_whole(&framing) {
         // The target has done its part: its seat and its connection are free while the client reads.
         Some(whole) => {
@@ -265,7 +264,7 @@ async fn forward(
             }
             AnswerBody::Whole(Full::new(whole))
         }
-        None if policy.buffering.responses && !is_events && !responses::is_unwanted_for(&fields) => {
+        None if policy.buffering.responses && may_be_kept(&fields) => {
             lease.hold(in_flight);
             let coming = Coming::new(lease, framing, keep_alive, policy);
             facts.set_waiting_for_app(true);
@@ -274,6 +273,7 @@ async fn forward(
             kept?
         }
         None => {
+            let is_events = is_event_stream(&fields);
             let event_stream = is_events.then(|| {
                 EventStream::new(Farewell::new(in_flight.release(), worker), &facts.connection.activity)
             });
@@ -327,6 +327,10 @@ fn upload(body: Intake, plan: &Plan, facts: &Rc<Facts>, websocket: bool) -> Uplo
 fn is_event_stream(fields: &HeaderMap) -> bool {
     let content_type = fields.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     content_type.get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"))
+}
+
+fn may_be_kept(fields: &HeaderMap) -> bool {
+    !is_event_stream(fields) && !responses::is_unwanted_for(fields)
 }
 
 fn set_visitor_cookie(fields: &mut HeaderMap, id: &str, secure: bool) {

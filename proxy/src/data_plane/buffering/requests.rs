@@ -68,6 +68,11 @@ impl Intake {
     /// Waits for the rest of it, for as long as the client keeps its pace.
     pub async fn keep(self, policy: &Policy, facts: &Rc<Facts>) -> Result<Self, Reason> {
         let Self::Coming(body) = self else { return Ok(self) };
+        let room = &facts.connection.worker.room;
+        if body.size_hint().exact().is_some_and(|bytes| !room.could_hold(bytes)) {
+            room.count_full(Side::Request);
+            return Err(Reason::BuffersFull);
+        }
         // The body knows its client's pace; the connection's watchdog need not.
         facts.set_waiting_for_app(true);
         let kept = gather(body, policy, facts).await;

@@ -44,6 +44,11 @@ impl Room {
         self.metrics.buffers()
     }
 
+    /// Whether a body of so many bytes would have room if it were the only one.
+    pub fn could_hold(&self, bytes: u64) -> bool {
+        bytes <= self.limits.memory_bytes.saturating_add(self.limits.disk_bytes)
+    }
+
     pub fn take_memory(self: &Arc<Self>, bytes: u64, what: Use) -> Option<Memory> {
         let all = self.limits.memory_bytes;
         let max = if what == Use::Body { all / 4 * 3 } else { all };
