@@ -330,7 +330,7 @@ fn what_is_wrong_with_a_body_is_the_clients_and_never_gets_to_the_app() {
 #[test]
 fn without_room_a_request_is_refused_and_nothing_stays() {
     let recorder = Recorder::start();
-    let world = buffers("memory_bytes = 1048576\ndisk_bytes = 2000000");
+    let world = buffers("memory_bytes = 1048576\ndisk_bytes = 4000000");
     world.deploy_with(&recorder.target(), &["--buffer-requests", "--buffer-memory", "100000"]);
     let upload = |bytes: usize| Ask::post("shop.test", "/t", vec![b'x'; bytes]).at(world.http());
     assert_eq!(upload(2_000_000).status, 200);
@@ -351,6 +351,31 @@ fn without_room_a_request_is_refused_and_nothing_stays() {
         let refused = log.iter().filter(|line| line["reason"] == "buffers_full");
         if refused.count() == 2 { Ok(()) } else { Err(format!("{log:?}")) }
     });
+}
+
+#[test]
+fn one_client_cannot_take_all_of_the_disk() {
+    let recorder = Recorder::start();
+    let args = ["--trusted-proxy", "127.0.0.0/8"].map(Into::into).to_vec();
+    let config = "\n[buffers]\ndisk_bytes = 4000000";
+    let world = World::with_limits(config, DaemonOptions { args, ..DaemonOptions::default() });
+    world.deploy_with(&recorder.target(), &["--buffer-requests", "--buffer-memory", "0"]);
+    let mut greedy = Raw::connect(world.http());
+    greedy.send("POST /t HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 2000000\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n");
+    greedy.send(vec![b'x'; 1_900_000]);
+    eventually("it has nearly half", || match held(&world) {
+        [_, disk, _] if disk > 1_800_000 => Ok(()),
+        held => Err(format!("{held:?}")),
+    });
+    let upload = |client: &str| {
+        let ask = Ask::post("shop.test", "/t", vec![b'x'; 900_000]).header("x-forwarded-for", client);
+        ask.at(world.http())
+    };
+    is_refused(&upload("192.0.2.1"), 503, "buffers_full");
+    assert_eq!(upload("192.0.2.2").status, 200);
+    greedy.send(vec![b'x'; 100_000]).read_until(|seen| seen.ends_with("recorded"));
+    assert_eq!(upload("192.0.2.1").status, 200);
+    until_nothing_is_held(&world);
 }
 
 #[test]

@@ -8,6 +8,7 @@ pub mod canary;
 pub mod cutover;
 pub mod diagnosis;
 pub mod duration;
+pub mod fair_share;
 pub mod health;
 pub mod holding;
 pub mod name;

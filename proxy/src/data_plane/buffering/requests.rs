@@ -88,7 +88,7 @@ fn coming(body: Incoming, policy: &Policy, facts: &Rc<Facts>) -> RequestBody {
 
 async fn gather(body: Incoming, policy: &Policy, facts: &Rc<Facts>) -> Result<Spool, Reason> {
     let room = &facts.connection.worker.room;
-    let spool = Spool::new(room, Side::Request, policy.buffering.memory_bytes_max);
+    let spool = Spool::new(Side::Request, policy.buffering.memory_bytes_max, facts);
     let mut body = coming(body, policy, facts);
     let mut trailers = None;
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {

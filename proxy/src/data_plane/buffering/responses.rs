@@ -89,7 +89,7 @@ impl Coming {
 /// Holds the answer back, and then has it go on by itself.
 pub async fn keep(mut coming: Coming, policy: &Policy, facts: &Rc<Facts>) -> Result<AnswerBody, Reason> {
     let worker = &facts.connection.worker;
-    let spool = Spool::new(&worker.room, Side::Response, policy.buffering.memory_bytes_max);
+    let spool = Spool::new(Side::Response, policy.buffering.memory_bytes_max, facts);
     let announced = coming.framing.length();
     let (began, mut holding) = (Instant::now(), Holding::default());
     let mut without_room = None;

@@ -1,12 +1,15 @@
 //! How much all buffered bodies of the process may take, in memory and on disk.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use model::fair_share;
 use tokio::time::{Duration, Instant};
 
 use crate::adapters::buffer_dir::BufferDir;
 use crate::config::BufferLimits;
+use crate::data_plane::admission::Prefix;
 use crate::telemetry::buffers::{Buffers, Side};
 use crate::telemetry::metrics::Metrics;
 
@@ -17,6 +20,8 @@ pub struct Room {
     limits: BufferLimits,
     pub dir: BufferDir,
     metrics: Arc<Metrics>,
+    /// What clients have on disk, in bytes. Locked for a look-up when something is written or a file goes.
+    clients: Mutex<HashMap<Prefix, u64>>,
     began: Instant,
     /// When the disk was last complained of, in ms after `began`.
     warned: AtomicU64,
@@ -37,7 +42,14 @@ pub enum Use {
 impl Room {
     pub fn new(limits: BufferLimits, metrics: Arc<Metrics>) -> Arc<Self> {
         let dir = BufferDir::at(&limits.directory);
-        Arc::new(Self { limits, dir, metrics, began: Instant::now(), warned: AtomicU64::new(0) })
+        Arc::new(Self {
+            limits,
+            dir,
+            metrics,
+            clients: Mutex::default(),
+            began: Instant::now(),
+            warned: AtomicU64::new(0),
+        })
     }
 
     fn buffers(&self) -> &Buffers {
@@ -46,7 +58,7 @@ impl Room {
 
     /// Whether a body of so many bytes would have room if it were the only one.
     pub fn could_hold(&self, bytes: u64) -> bool {
-        bytes <= self.limits.memory_bytes.saturating_add(self.limits.disk_bytes)
+        bytes <= self.limits.memory_bytes.saturating_add(fair_share::alone(self.limits.disk_bytes))
     }
 
     pub fn take_memory(self: &Arc<Self>, bytes: u64, what: Use) -> Option<Memory> {
@@ -56,12 +68,16 @@ impl Room {
         taken.then(|| Memory { room: Arc::clone(self), bytes })
     }
 
+    fn clients(&self) -> MutexGuard<'_, HashMap<Prefix, u64>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Room for one more file, which is empty.
-    pub fn take_file(self: &Arc<Self>, side: Side) -> Option<Disk> {
+    pub fn take_file(self: &Arc<Self>, side: Side, client: Prefix) -> Option<Disk> {
         let taken = self.limits.disk_bytes > 0 && take(&self.buffers().files, 1, self.limits.files);
         taken.then(|| {
             self.buffers().count_spilled(side);
-            Disk { room: Arc::clone(self), bytes: AtomicU64::new(0) }
+            Disk { room: Arc::clone(self), client, bytes: AtomicU64::new(0) }
         })
     }
 
@@ -108,6 +124,7 @@ impl Drop for Memory {
 /// A file and the bytes in it, given back when dropped.
 pub struct Disk {
     room: Arc<Room>,
+    client: Prefix,
     bytes: AtomicU64,
 }
 
@@ -117,15 +134,26 @@ impl Disk {
     }
 
     pub fn take(&self, bytes: u64) -> Result<(), NoRoom> {
-        if !take(&self.room.buffers().disk_bytes, bytes, self.room.limits.disk_bytes) {
+        let (mut clients, all) = (self.room.clients(), &self.room.buffers().disk_bytes);
+        let held = clients.get(&self.client).copied().unwrap_or_default();
+        // Only written under the lock.
+        if !fair_share::may_take(bytes, held, all.load(Ordering::Relaxed), self.room.limits.disk_bytes) {
             return Err(NoRoom);
         }
+        clients.insert(self.client, held + bytes);
+        all.fetch_add(bytes, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
 
     /// Some of what was taken was not written.
     pub fn give_back(&self, bytes: u64) {
+        let mut clients = self.room.clients();
+        let held = clients.get(&self.client).copied().unwrap_or_default();
+        match held.saturating_sub(bytes) {
+            0 => drop(clients.remove(&self.client)),
+            left => drop(clients.insert(self.client, left)),
+        }
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.room.buffers().disk_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }

@@ -24,6 +24,8 @@ use tokio::runtime::Handle;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::room::{Disk, Memory, NoRoom, Room, Use};
+use crate::data_plane::admission::Prefix;
+use crate::data_plane::exchange::Facts;
 use crate::data_plane::upstream::connection::ReadError;
 use crate::telemetry::buffers::Side;
 
@@ -41,6 +43,7 @@ pub struct Spool(Rc<RefCell<State>>);
 struct State {
     room: Arc<Room>,
     side: Side,
+    client: Prefix,
     /// How many bytes of memory this body may take.
     share: u64,
     /// All that was put in.
@@ -95,10 +98,17 @@ pub enum SpoolError {
 
 impl Spool {
     /// `share`: how many bytes of memory this body may take.
-    pub fn new(room: &Arc<Room>, side: Side, share: u64) -> Self {
+    pub fn new(side: Side, share: u64, facts: &Facts) -> Self {
+        let connection = &facts.connection;
+        let client = facts.known.borrow().client.unwrap_or(connection.peer);
+        Self::of(&connection.worker.room, side, Prefix::of(client), share)
+    }
+
+    fn of(room: &Arc<Room>, side: Side, client: Prefix, share: u64) -> Self {
         Self(Rc::new(RefCell::new(State {
             room: Arc::clone(room),
             side,
+            client,
             share,
             length: 0,
             blocks: VecDeque::new(),
@@ -182,7 +192,7 @@ impl State {
             return Ok(None);
         }
         if self.spill.is_none() {
-            self.spill = Some(Spill::begin(&self.room, self.side)?);
+            self.spill = Some(Spill::begin(&self.room, self.side, self.client)?);
         }
         let Some(spill) = &mut self.spill else { return Err(NoRoom) };
         spill.put(data)
@@ -288,9 +298,9 @@ impl Block {
 }
 
 impl Spill {
-    fn begin(room: &Arc<Room>, side: Side) -> Result<Self, NoRoom> {
+    fn begin(room: &Arc<Room>, side: Side, client: Prefix) -> Result<Self, NoRoom> {
         let memory = room.take_memory(GATHERED_BYTES_MAX as u64, Use::Spilling).ok_or(NoRoom)?;
-        let disk = room.take_file(side).ok_or(NoRoom)?;
+        let disk = room.take_file(side, client).ok_or(NoRoom)?;
         Ok(Self {
             file: Arc::new(SpillFile { file: OnceLock::new(), disk: Some(disk) }),
             read: 0,
@@ -454,6 +464,10 @@ mod tests {
         }
     }
 
+    fn spool_of(room: &Arc<Room>, side: Side, share: u64) -> Spool {
+        Spool::of(room, side, Prefix::of([192, 0, 2, 7].into()), share)
+    }
+
     /// `length` bytes that differ from place to place.
     fn bytes(from: usize, length: usize) -> Bytes {
         (from..from + length).map(|n| (n % 251) as u8).collect()
@@ -479,7 +493,7 @@ mod tests {
             (0, &[1, 2, 3]),
             (0, &[200_000]),
         ] {
-            let spool = Spool::new(&room, Side::Request, share);
+            let spool = spool_of(&room, Side::Request, share);
             let mut length = 0;
             for piece in pieces {
                 spool.put(&bytes(length, *piece)).await.unwrap();
@@ -501,7 +515,7 @@ mod tests {
     async fn one_who_keeps_up_needs_no_disk() {
         let dir = tempfile::tempdir().unwrap();
         let (room, metrics) = room(dir.path(), 1 << 20, 64 * KIB);
-        let spool = Spool::new(&room, Side::Response, 8 * KIB);
+        let spool = spool_of(&room, Side::Response, 8 * KIB);
         let mut seen = Vec::new();
         for n in 0..100 {
             // Every second piece goes through the file.
@@ -523,14 +537,14 @@ mod tests {
     #[tokio::test]
     async fn where_there_is_no_room_nothing_is_taken_in() {
         let dir = tempfile::tempdir().unwrap();
-        let (room, metrics) = room(dir.path(), 64 * KIB, 40 * KIB);
-        let spool = Spool::new(&room, Side::Response, 1 << 20);
+        let (room, metrics) = room(dir.path(), 64 * KIB, 60 * KIB);
+        let spool = spool_of(&room, Side::Response, 1 << 20);
         spool.put(&bytes(0, 48 * KIB as usize)).await.unwrap();
         assert_eq!(held(&metrics), (48 * KIB, 0, 0), "a quarter is kept for those who spill");
         spool.put(&bytes(49_152, 30_000)).await.unwrap();
         assert_eq!(spool.put(&bytes(79_152, 20_000)).await, Err(NoRoom));
         assert_eq!(held(&metrics), (64 * KIB, 30_000, 1));
-        let other = Spool::new(&room, Side::Request, 1 << 20);
+        let other = spool_of(&room, Side::Request, 1 << 20);
         assert_eq!(other.put(&bytes(0, 1)).await, Err(NoRoom), "no memory to spill with");
 
         // Once everything is out, it goes on.
@@ -552,7 +566,7 @@ mod tests {
         let blocked = dir.path().join("file");
         std::fs::write(&blocked, "").unwrap();
         let (room, metrics) = room(&blocked, 1 << 20, 1 << 20);
-        let spool = Spool::new(&room, Side::Request, 4 * KIB);
+        let spool = spool_of(&room, Side::Request, 4 * KIB);
         spool.put(&bytes(0, 4_096)).await.unwrap();
         spool.put(&bytes(4_096, 10_000)).await.unwrap();
         for _ in 0..2 {
@@ -567,7 +581,7 @@ mod tests {
 
     /// Puts (a length) and takes (`None`) in any order; what came out, as long as it is the right thing.
     async fn in_any_order(room: &Arc<Room>, share: u64, steps: &[Option<usize>]) -> Result<usize, String> {
-        let spool = Spool::new(room, Side::Response, share);
+        let spool = spool_of(room, Side::Response, share);
         let (mut put, mut seen) = (0, Vec::new());
         for step in steps {
             match step {
@@ -612,7 +626,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (room, _) = room(dir.path(), 1 << 20, 1 << 20);
         for share in [1 << 20, 0] {
-            let spool = Spool::new(&room, Side::Response, share);
+            let spool = spool_of(&room, Side::Response, share);
             spool.put(&bytes(0, 40_000)).await.unwrap();
             let mut trailers = HeaderMap::new();
             trailers.insert("x-sum", http::HeaderValue::from_static("7"));
@@ -629,7 +643,7 @@ mod tests {
             assert_eq!((length, seen["x-sum"].as_bytes()), (40_000, &b"7"[..]));
             assert!(matches!(poll_fn(|cx| spool.poll_take(cx)).await, Ok(Next::End)));
 
-            let spool = Spool::new(&room, Side::Response, share);
+            let spool = spool_of(&room, Side::Response, share);
             spool.put(&bytes(0, 5)).await.unwrap();
             spool.break_off(ReadError::Cut);
             assert!(matches!(poll_fn(|cx| spool.poll_take(cx)).await, Ok(Next::Data(_))));
