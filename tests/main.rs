@@ -1,6 +1,7 @@
 //! Black-box stories: each file keeps one promise of Portcullis, with the real binaries and real Pumas.
 
 mod answers;
+mod buffering;
 mod canary;
 mod cli;
 mod cutover;

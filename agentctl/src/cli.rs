@@ -67,6 +67,7 @@ Examples:
   agentctl deploy shop --target 127.0.0.1:3001 --host shop.example.com
   agentctl deploy shop --target 10.0.0.5:3000,10.0.0.6:3000 --release \"$GITHUB_SHA\"
   agentctl deploy shop --target unix:/run/shop/puma.sock --health-check-path /healthz --bake 2m
+  agentctl deploy shop --target 127.0.0.1:3001 --buffer-requests --buffer-responses
   agentctl deploy shop --target 127.0.0.1:3001 --tls \\
       --tls-certificate-path shop.pem --tls-private-key-path shop.key"
     )]
@@ -339,6 +340,8 @@ pub(crate) struct DeployArgs {
     pub(crate) recording: RecordingArgs,
     #[command(flatten)]
     pub(crate) client: ClientArgs,
+    #[command(flatten)]
+    pub(crate) buffering: BufferingArgs,
 }
 
 #[derive(Debug, Args)]
@@ -510,6 +513,25 @@ pub(crate) struct ClientArgs {
     /// agent's configuration says]
     #[arg(long, value_name = "NAME")]
     pub(crate) client_ip_header: Option<Clearable<ClientIpHeader>>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Buffering")]
+pub(crate) struct BufferingArgs {
+    /// Keep a request's body until it is whole before a target is given it, so that slow uploads hold no
+    /// thread of the app [at first: false]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) buffer_requests: Option<bool>,
+    /// Take an answer from its target as fast as it comes, so that slow readers hold no thread of the app
+    /// [at first: false]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) buffer_responses: Option<bool>,
+    /// Bytes of one buffered body in memory; the rest goes to disk [at first: 1048576]
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) buffer_memory: Option<u64>,
+    /// Largest response body in bytes, buffered or not; 0: any length [at first: 0]
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) max_response_body: Option<u64>,
 }
 
 #[derive(Debug, Args)]

@@ -29,6 +29,7 @@ pub fn apply(patch: &PolicyPatch, mut policy: Policy) -> Result<Policy, Problem>
     apply_pages(patch, &mut policy)?;
     apply_recording(patch, &mut policy.recording)?;
     apply_client(patch, &mut policy)?;
+    apply_buffering(patch, &mut policy);
     Ok(policy)
 }
 
@@ -62,10 +63,7 @@ pub fn from_policy(policy: &Policy) -> PolicyPatch {
         queue_max: Some(policy.concurrency.queue_max),
         queue_timeout: text(policy.concurrency.queue_timeout),
         slow_start: text(policy.concurrency.slow_start),
-        max_request_body_bytes: Some(match policy.request_body_bytes_max {
-            Policy::UNLIMITED => 0,
-            bytes => bytes,
-        }),
+        max_request_body_bytes: Some(printed(policy.request_body_bytes_max)),
         visitor_header: Some(policy.visitor.header.clone().unwrap_or_default()),
         visitor_cookie: Some(policy.visitor.cookie.clone().unwrap_or_default()),
         visitor_set_cookie: Some(policy.visitor.set_cookie),
@@ -76,7 +74,20 @@ pub fn from_policy(policy: &Policy) -> PolicyPatch {
         exclude_metrics_paths: Some(policy.recording.uncounted_paths.clone()),
         forward_headers: Some(policy.forward_headers),
         client_ip_header: Some(optional(policy.client_ip_header.as_ref())),
+        buffer_requests: Some(policy.buffering.requests),
+        buffer_responses: Some(policy.buffering.responses),
+        buffer_memory_bytes: Some(policy.buffering.memory_bytes_max),
+        max_response_body_bytes: Some(printed(policy.response_body_bytes_max)),
     }
+}
+
+/// A limit of a body as settings have it: 0 is none.
+fn printed(bytes_max: u64) -> u64 {
+    if bytes_max == Policy::UNLIMITED { 0 } else { bytes_max }
+}
+
+fn parsed(bytes_max: u64) -> u64 {
+    if bytes_max == 0 { Policy::UNLIMITED } else { bytes_max }
 }
 
 pub fn parse_overrides(body: &OverridesBody) -> Result<Overrides, Problem> {
@@ -253,11 +264,7 @@ fn apply_timeouts(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Proble
     positive("connect_timeout", patch.connect_timeout.as_ref(), &mut timeouts.connect)?;
     positive("target_timeout", patch.target_timeout.as_ref(), &mut timeouts.response_head)?;
     positive("body_idle_timeout", patch.body_idle_timeout.as_ref(), &mut timeouts.body_idle)?;
-    let bytes_max = patch.max_request_body_bytes;
-    set(
-        &mut policy.request_body_bytes_max,
-        bytes_max.map(|bytes| if bytes == 0 { Policy::UNLIMITED } else { bytes }),
-    );
+    set(&mut policy.request_body_bytes_max, patch.max_request_body_bytes.map(parsed));
     Ok(())
 }
 
@@ -358,6 +365,14 @@ fn each_once(
         return Err(invalid(field, format!("{} are too many: at most {RECORDED_MAX}", kept.len())));
     }
     Ok(kept)
+}
+
+fn apply_buffering(patch: &PolicyPatch, policy: &mut Policy) {
+    let buffering = &mut policy.buffering;
+    set(&mut buffering.requests, patch.buffer_requests);
+    set(&mut buffering.responses, patch.buffer_responses);
+    set(&mut buffering.memory_bytes_max, patch.buffer_memory_bytes);
+    set(&mut policy.response_body_bytes_max, patch.max_response_body_bytes.map(parsed));
 }
 
 /// A token of RFC 9110 §5.6.2: the name of a header or cookie.
@@ -518,7 +533,7 @@ mod tests {
         fn patches()(
             hosts in proptest::collection::vec("(\\*\\.)?[a-z]{1,8}\\.test", 0..4),
             prefixes in proptest::collection::vec("/[a-z]{1,8}", 0..3),
-            flags in proptest::array::uniform4(any::<bool>()),
+            flags in proptest::array::uniform6(any::<bool>()),
             durations in durations(),
             files in proptest::option::of("/[a-z]{1,8}"),
             token in "[a-z-]{0,8}",
@@ -563,6 +578,10 @@ mod tests {
                 exclude_metrics_paths: Some(vec!["/up".into()]),
                 forward_headers: Some(flags[0] != flags[2]),
                 client_ip_header: Some(if flags[3] { "CF-Connecting-IP".into() } else { String::new() }),
+                buffer_requests: Some(flags[4]),
+                buffer_responses: Some(flags[5]),
+                buffer_memory_bytes: Some(u64::from(number) * 2),
+                max_response_body_bytes: Some(u64::from(number) * 3),
             }
         }
     }

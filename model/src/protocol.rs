@@ -134,6 +134,18 @@ pub struct PolicyPatch {
     /// Request header in which trusted proxies name the client; an empty text means the process's own setting.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_ip_header: Option<String>,
+    /// Whether a request's body is kept here until it is whole, and only then sent to a target.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub buffer_requests: Option<bool>,
+    /// Whether an answer is taken from its target as fast as it comes, however fast the client reads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub buffer_responses: Option<bool>,
+    /// What one buffered body may take of the memory; the rest of it goes to disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub buffer_memory_bytes: Option<u64>,
+    /// 0: any length.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_response_body_bytes: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -585,7 +597,7 @@ pub enum ProblemCode {
     Aborted,
     /// The caller's role does not allow this.
     Denied,
-    /// The state could not be written; nothing changed.
+    /// The state, or a buffered body, could not be written; nothing changed.
     Storage,
     /// Too many connections to the control socket; nothing was looked at.
     Busy,

@@ -89,6 +89,10 @@ reasons! {
     ShuttingDown = "shutting_down", 503, Us;
     /// A look at the health URL of the process.
     ProcessHealth = "process_health", 200, Nobody;
+    /// The body is to be buffered, and there is room neither in memory nor on disk.
+    BuffersFull = "buffers_full", 503, Us;
+    /// The answer's body is longer than `max-response-body`.
+    ResponseTooLarge = "response_too_large", 502, Upstream;
 }
 
 impl Reason {

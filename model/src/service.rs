@@ -42,6 +42,9 @@ pub struct Policy {
     pub forward_headers: bool,
     /// Where trusted proxies name the client; `None`: as the process is told.
     pub client_ip_header: Option<ClientIpHeader>,
+    pub buffering: Buffering,
+    /// `Policy::UNLIMITED`: any length.
+    pub response_body_bytes_max: u64,
 }
 
 /// What is written down of a service's requests beyond the ordinary.
@@ -129,6 +132,17 @@ impl Concurrency {
     pub const COUNT_MAX: u32 = 100_000;
 }
 
+/// Which bodies are kept here until they are whole, so that a slow client holds no thread of the app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Buffering {
+    /// Before a target gets anything of them.
+    pub requests: bool,
+    /// As fast as the target sends them, however fast the client reads (`model::holding`).
+    pub responses: bool,
+    /// Of one body in memory; what is longer goes to disk.
+    pub memory_bytes_max: u64,
+}
+
 impl Policy {
     /// More than any body can have.
     pub const UNLIMITED: u64 = u64::MAX;
@@ -152,6 +166,8 @@ impl Default for Policy {
             recording: Recording::default(),
             forward_headers: false,
             client_ip_header: None,
+            buffering: Buffering::default(),
+            response_body_bytes_max: Self::UNLIMITED,
         }
     }
 }
@@ -179,6 +195,12 @@ impl Default for Concurrency {
             queue_timeout: Duration::from_secs(5),
             slow_start: Duration::from_secs(15),
         }
+    }
+}
+
+impl Default for Buffering {
+    fn default() -> Self {
+        Self { requests: false, responses: false, memory_bytes_max: 1 << 20 }
     }
 }
 

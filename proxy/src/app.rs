@@ -10,9 +10,11 @@ use model::protocol::Listeners;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::adapters::buffer_dir::{BufferDir, BufferDirError};
 use crate::config::Config;
 use crate::control_plane::{ControlPlane, ControlPlaneConfig, ControlPlaneError};
 use crate::data_plane::admission::Admission;
+use crate::data_plane::buffering::room::Room;
 use crate::data_plane::listener::{ListenError, Listening, listen};
 use crate::data_plane::worker::{self, Setup};
 use crate::metrics_server;
@@ -28,6 +30,8 @@ pub enum AppError {
     AccessLog(#[from] access_log::OpenError),
     #[error(transparent)]
     ControlPlane(#[from] ControlPlaneError),
+    #[error(transparent)]
+    BufferDir(#[from] BufferDirError),
     #[error("cannot start a thread or runtime")]
     Runtime(#[source] std::io::Error),
     #[error("worker {index} ended before its time")]
@@ -37,7 +41,11 @@ pub enum AppError {
 impl AppError {
     /// What the person who started it can do about it.
     pub fn hint(&self) -> Option<&'static str> {
-        let Self::Listen(error) = self else { return None };
+        let error = match self {
+            Self::Listen(error) => error,
+            Self::BufferDir(_) => return Some(BufferDir::HINT),
+            _ => return None,
+        };
         match error.source.kind() {
             ErrorKind::PermissionDenied => Some(
                 "ports below 1024 need the capability CAP_NET_BIND_SERVICE (the systemd unit gives it) or root; for a \
@@ -88,6 +96,7 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
             groups: config.groups.clone(),
             fleet_secret: config.fleet_secret.as_ref().map(|secret| FleetSecret::new(secret.as_bytes())),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            buffers: config.buffers.directory.clone(),
         },
         published.clone(),
         Arc::clone(&metrics),
@@ -97,7 +106,10 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
     let (log_writer, log) = access_log::open(&config.access_log, Arc::clone(&metrics))?;
     let open = Open::all(&config)?;
     let listeners = open.listeners(&config.control);
+    let room = Room::new(config.buffers.clone(), Arc::clone(&metrics));
+    prepare_buffers(&room, config.buffers.directory_is_named).await?;
     let setup = Setup {
+        room,
         admission: Admission::new(&config.limits, config.workers, Arc::clone(&metrics)),
         config: Arc::clone(&config),
         published: published.clone(),
@@ -130,6 +142,20 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
             tracing::warn!(signal = second, "stopped at once");
             std::process::exit(EXIT_INTERRUPTED)
         }
+    }
+}
+
+/// What the operator names has to be usable. What nobody named may be on a disk that became read-only, where services
+/// that need no buffers are still to be served; a deploy that needs them is told.
+async fn prepare_buffers(room: &Arc<Room>, is_named: bool) -> Result<(), AppError> {
+    let dir = room.dir.clone();
+    let prepared = tokio::task::spawn_blocking(move || dir.prepare()).await;
+    match prepared.map_err(|error| AppError::Runtime(error.into()))? {
+        Err(error) if !is_named => {
+            tracing::warn!(source = %error.source, "{error}; {}", BufferDir::HINT);
+            Ok(())
+        }
+        prepared => Ok(prepared?),
     }
 }
 
@@ -234,7 +260,7 @@ impl Signals {
 
 /// For people and scripts that start it by hand; the same is in `agentctl status --json`.
 fn announce(listeners: &Listeners, config: &Config) {
-    let limits = &config.limits;
+    let (limits, buffers) = (&config.limits, &config.buffers);
     tracing::info!(
         http = listeners.http,
         https = listeners.https,
@@ -246,6 +272,9 @@ fn announce(listeners: &Listeners, config: &Config) {
         handshakes_max = limits.handshakes,
         buffered_bytes_max = limits.buffered_bytes,
         bytes_per_second_min = limits.bytes_per_second_min,
+        buffer_memory_bytes_max = buffers.memory_bytes,
+        buffer_disk_bytes_max = buffers.disk_bytes,
+        buffer_directory = %buffers.directory.display(),
         version = env!("CARGO_PKG_VERSION"),
         "listening"
     );

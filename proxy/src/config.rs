@@ -2,6 +2,7 @@
 //!
 //! Services are not here: they are runtime objects, made by `agentctl` and kept in the state file.
 
+mod buffers;
 mod limits;
 mod networks;
 mod sizing;
@@ -15,6 +16,8 @@ use model::forwarded::{ClientIpHeader, InvalidClientIpHeader};
 use model::networks::Networks;
 use serde::Deserialize;
 
+pub use self::buffers::BufferLimits;
+use self::buffers::RawBuffers;
 pub use self::limits::Limits;
 use self::limits::RawLimits;
 use self::sizing::Machine;
@@ -116,6 +119,7 @@ struct RawConfig {
     proxy_headers: Option<String>,
     client_ip_header: Option<String>,
     proxy_protocol: RawProxyProtocol,
+    buffers: RawBuffers,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -165,6 +169,7 @@ pub struct Config {
     /// Where trusted proxies name the client, before all chains; services may say otherwise.
     pub client_ip_header: Option<ClientIpHeader>,
     pub proxy_protocol: ProxyProtocol,
+    pub buffers: BufferLimits,
 }
 
 /// Which fields trusted proxies write. They pass the others on as their clients sent them, so one kind is read, and it
@@ -249,12 +254,15 @@ fn resolve(flags: Flags, raw: RawConfig) -> Result<Config, ConfigError> {
         (flag, _) => flag,
     };
     let client_ip_header = raw.client_ip_header.filter(|name| !name.is_empty()).map(|name| name.parse());
+    let machine = Machine::this_one();
+    let state_dir = flags.state_dir.or(raw.state_dir).unwrap_or_else(|| "/var/lib/portcullis".into());
     Ok(Config {
         http,
         https,
         metrics: listen("metrics", flags.metrics, raw.metrics.as_ref(), Listen::Off)?,
         control: flags.control.or(raw.control).unwrap_or_else(|| "/run/portcullis/control.sock".into()),
-        state_dir: flags.state_dir.or(raw.state_dir).unwrap_or_else(|| "/var/lib/portcullis".into()),
+        buffers: buffers::resolve(raw.buffers, &state_dir, &machine)?,
+        state_dir,
         workers,
         access_log: match flags.access_log.or(raw.access_log).as_deref() {
             None | Some("-") => Destination::Stdout,
@@ -268,7 +276,7 @@ fn resolve(flags: Flags, raw: RawConfig) -> Result<Config, ConfigError> {
             None => duration("shutdown_timeout", raw.shutdown_timeout.as_ref(), 30)?,
         },
         reason_header: raw.reason_header.unwrap_or(true),
-        limits: limits::resolve(&raw.limits, workers, &Machine::this_one())?,
+        limits: limits::resolve(&raw.limits, workers, &machine)?,
         groups: Groups {
             read: raw.groups.read.unwrap_or_else(|| "portcullis".to_owned()),
             operate: raw.groups.operate.unwrap_or_else(|| "portcullis-operate".to_owned()),
@@ -347,6 +355,9 @@ mod tests {
         assert!(config.limits.connections >= 16);
         assert_eq!(config.limits.connections_per_client, (config.limits.connections / 4).max(16));
         assert_eq!(config.limits.bytes_per_second_min, 500);
+        let buffers = config.buffers;
+        assert_eq!(buffers.directory, Path::new("/var/lib/portcullis/buffers"));
+        assert!(buffers.memory_bytes >= 32 << 20 && buffers.disk_bytes >= 64 << 20, "{buffers:?}");
     }
 
     #[test]
@@ -393,6 +404,9 @@ mod tests {
             ("client_ip_header = \"X-Forwarded-For\"", "chain"),
             ("[proxy_protocol]\nhttp = [\"all\"]", "`proxy_protocol.http`"),
             ("[proxy_protocol]\nmetrics = []", "unknown field `metrics`, expected `http` or `https`"),
+            ("[buffers]\nmemory_bytes = 1000", "at least 1048576"),
+            ("[buffers]\ndirectory = \"spool\"", "`spool` is not an absolute path"),
+            ("[buffers]\ndisk = 1", "unknown field `disk`, expected one of `directory`"),
         ] {
             let error = config(text).unwrap_err();
             assert!(error.contains(wants), "{text:?} gave {error:?}");

@@ -53,6 +53,7 @@ use self::handlers::Api;
 use self::operations::Operations;
 use self::registry::{Keeper, Parts, Registry};
 use crate::adapters::accounts::Accounts;
+use crate::adapters::buffer_dir::BufferDir;
 use crate::adapters::fleet_key::{self, FleetKeyError};
 use crate::adapters::state_dir::{StateDir, StateDirError};
 use crate::adapters::state_file::{StateFile, StateFileError};
@@ -71,6 +72,8 @@ pub struct ControlPlaneConfig {
     pub fleet_secret: Option<FleetSecret>,
     /// Of the daemon, for the status.
     pub version: String,
+    /// Where buffered bodies go that do not fit into memory.
+    pub buffers: PathBuf,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -174,6 +177,7 @@ impl ControlPlane {
             listeners: Listeners { control, ..listeners },
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),
+            buffers: BufferDir::at(&config.buffers),
         });
         tasks.spawn(restore::locate(unlocated, registry, shutdown.clone()));
         let api = Arc::new(Api {

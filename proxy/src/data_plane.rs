@@ -7,6 +7,7 @@ pub mod admit;
 pub mod answer;
 pub mod balancer;
 pub mod body;
+pub mod buffering;
 pub mod client_io;
 pub mod deadline;
 pub mod exchange;

@@ -73,7 +73,9 @@ app = lambda do |env|
     [200, headers.merge("Content-Type" => "application/json"), [lock.synchronize { JSON.generate(crowd) }]]
   when "/upload"
     body = env["rack.input"].read
-    [200, headers, [JSON.generate("release" => release, "bytes" => body.bytesize, "sha256" => Digest::SHA256.hexdigest(body))]]
+    [200, headers, [JSON.generate("release" => release, "bytes" => body.bytesize, "sha256" => Digest::SHA256.hexdigest(body), "waited_ms" => env["puma.request_body_wait"])]]
+  when "/big"
+    [200, headers, ["b" * (query.fetch("mib", "1").to_i << 20)]]
   when "/stream"
     [200, headers, Countdown.new(query.fetch("n", "5").to_i, query.fetch("pause", "0.1").to_f)]
   when "/headers"

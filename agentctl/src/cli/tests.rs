@@ -2,6 +2,7 @@
 
 use clap::CommandFactory;
 use model::duration;
+use model::policy_patch;
 use model::protocol::PolicyPatch;
 use model::service::Policy;
 
@@ -90,8 +91,19 @@ fn the_reference_has_every_flag_and_verb() {
 /// The help repeats the defaults of the model; here they are held together.
 #[test]
 fn defaults_in_the_help_are_true() {
-    let Policy { gate, timeouts, concurrency, request_body_bytes_max, strip_path_prefix, visitor, .. } =
-        Policy::default();
+    let policy = Policy::default();
+    // Settings have 0 for no limit.
+    let response_body = policy_patch::from_policy(&policy).max_response_body_bytes.unwrap();
+    let Policy {
+        gate,
+        timeouts,
+        concurrency,
+        request_body_bytes_max,
+        strip_path_prefix,
+        visitor,
+        buffering,
+        ..
+    } = policy;
     let command = command();
     let deploy = command.find_subcommand("deploy").unwrap();
     for (flag, default) in [
@@ -112,6 +124,10 @@ fn defaults_in_the_help_are_true() {
         ("max-request-body", request_body_bytes_max.to_string()),
         ("strip-path-prefix", strip_path_prefix.to_string()),
         ("visitor-set-cookie", visitor.set_cookie.to_string()),
+        ("buffer-requests", buffering.requests.to_string()),
+        ("buffer-responses", buffering.responses.to_string()),
+        ("buffer-memory", buffering.memory_bytes_max.to_string()),
+        ("max-response-body", response_body.to_string()),
     ] {
         let argument = deploy.get_arguments().find(|argument| argument.get_long() == Some(flag)).unwrap();
         let help = argument.get_help().unwrap().to_string();
@@ -143,6 +159,8 @@ fn what_is_wrong_is_said_with_what_to_do() {
         ("deploy shop --target a:1 --release=a/b", "is not a release: write up to 128 letters"),
         ("deploy shop --target a:1 --max-request-body 1GB", "invalid digit"),
         ("deploy shop --target a:1 --max-in-flight five", "invalid digit"),
+        ("deploy shop --target a:1 --buffer-memory 1MB", "invalid digit"),
+        ("deploy shop --target a:1 --buffer-requests=maybe", "[possible values: true, false]"),
         ("deploy shop --target a:1 --queue-timeout 0", "no time at all: write more than zero"),
         ("deploy shop --target a:1 --slow-start 15", "`15` is not a duration: write a number with a unit"),
         ("deploy shop --target a:1 --visitor-header user:id", "is not a header or cookie name"),
@@ -269,6 +287,16 @@ fn flags_become_settings_and_no_flag_becomes_none() {
             PolicyPatch { forward_headers: Some(true), client_ip_header: text("cf-connecting-ip"), ..none() },
         ),
         ("--client-ip-header=", PolicyPatch { client_ip_header: text(""), ..none() }),
+        (
+            "--buffer-requests --buffer-responses=false --buffer-memory 0 --max-response-body 7",
+            PolicyPatch {
+                buffer_requests: Some(true),
+                buffer_responses: Some(false),
+                buffer_memory_bytes: Some(0),
+                max_response_body_bytes: Some(7),
+                ..none()
+            },
+        ),
     ] {
         assert_eq!(deploy(line).policy, want, "{line}");
     }

@@ -26,8 +26,8 @@ pub(crate) fn request(arguments: &DeployArgs) -> DeployRequest {
 
 /// A flag that was not given stays `None`: the service keeps its setting.
 fn policy(arguments: &DeployArgs) -> PolicyPatch {
-    let DeployArgs { routing, tls, gate, timeouts, concurrency, visitors, pages, recording, client, .. } =
-        arguments;
+    let DeployArgs { routing, tls, gate, timeouts, concurrency, visitors, .. } = arguments;
+    let DeployArgs { pages, recording, client, buffering, .. } = arguments;
     PolicyPatch {
         hosts: routing.hosts.as_deref().map(given),
         path_prefixes: routing.path_prefixes.as_deref().map(texts),
@@ -64,6 +64,10 @@ fn policy(arguments: &DeployArgs) -> PolicyPatch {
         exclude_metrics_paths: recording.exclude_metrics_paths.as_deref().map(given),
         forward_headers: client.forward_headers,
         client_ip_header: text(client.client_ip_header.as_ref()),
+        buffer_requests: buffering.buffer_requests,
+        buffer_responses: buffering.buffer_responses,
+        buffer_memory_bytes: buffering.buffer_memory,
+        max_response_body_bytes: buffering.max_response_body,
     }
 }
 

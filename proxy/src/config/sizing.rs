@@ -51,6 +51,16 @@ impl Machine {
         (self.memory / 8).max(32 * MIB)
     }
 
+    /// Of all buffered bodies together.
+    pub(super) fn buffer_memory_bytes(&self) -> u64 {
+        (self.memory / 8).max(32 * MIB)
+    }
+
+    /// Of the descriptors: few bodies are so long that they need a file.
+    pub(super) fn buffer_files(&self) -> u64 {
+        (self.descriptors / 8).max(16)
+    }
+
     /// Whether limits written by hand fit this machine; what does not is lowered, and said.
     pub(super) fn fit(&self, limits: &mut Limits) {
         let fits = self.connections_max();
@@ -67,6 +77,14 @@ impl Machine {
 
 fn to_usize(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
+}
+
+/// A quarter of what is free where buffered bodies go.
+pub(super) fn buffer_disk_bytes(directory: &Path) -> u64 {
+    // The directory is made later.
+    let stat = directory.ancestors().find_map(|dir| rustix::fs::statvfs(dir).ok());
+    let free = stat.map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+    (free / 4).max(64 * MIB)
 }
 
 fn memory() -> u64 {

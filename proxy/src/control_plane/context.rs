@@ -17,6 +17,7 @@ use super::gate::{self, GateFailure};
 use super::operations::Operations;
 use super::registry::{Command, Commit, Registry};
 use super::report::Reporter;
+use crate::adapters::buffer_dir::BufferDir;
 use crate::release::Endpoint;
 
 /// In the audit log: the gate stayed closed.
@@ -31,6 +32,7 @@ pub struct Context {
     /// Operations and drains run here, whether their callers stay or not.
     pub tasks: TaskTracker,
     pub shutdown: CancellationToken,
+    pub buffers: BufferDir,
 }
 
 /// A release that an operator asks for: parsed, looked up, not yet gated.
@@ -65,6 +67,17 @@ impl Context {
             endpoints.push(endpoint);
         }
         Ok(Candidate { record, endpoints })
+    }
+
+    /// Refuses a policy that buffers what could not be written.
+    pub async fn check_buffers(&self, policy: &Policy) -> Result<(), Problem> {
+        if !(policy.buffering.requests || policy.buffering.responses) {
+            return Ok(());
+        }
+        let buffers = self.buffers.clone();
+        let tested = tokio::task::spawn_blocking(move || buffers.test()).await;
+        let tested = tested.map_err(|error| Problem::from_error(ProblemCode::Internal, &error))?;
+        tested.map_err(|error| Problem::from_error(ProblemCode::Storage, &error).hint(BufferDir::HINT))
     }
 
     /// Waits for the gate to open. A failure is remembered in the history.

@@ -55,6 +55,7 @@ pub async fn start(
     let certificate = certificates::load(&policy).await?;
     let pages = pages::load(&policy).await?;
     changes::check_routes(&view.state, &name, &policy)?;
+    context.check_buffers(&policy).await?;
 
     let (reporter, events) = report::channel();
     let canary = service.and_then(|service| service.canary.as_ref());

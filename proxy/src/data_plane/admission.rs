@@ -193,12 +193,12 @@ impl Admission {
     }
 }
 
-/// Whose connections are counted together: an IPv4 address, or the /64 that an IPv6 host can choose from.
+/// Whose connections, and buffered bodies, are counted together: an IPv4 address, or the /64 that an IPv6 host can choose from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Prefix(IpAddr);
 
 impl Prefix {
-    fn of(peer: IpAddr) -> Self {
+    pub fn of(peer: IpAddr) -> Self {
         match peer.to_canonical() {
             IpAddr::V6(address) => {
                 let network = address.to_bits() & (u128::MAX << 64);

@@ -107,6 +107,7 @@ fn closes(reason: Reason) -> bool {
             | Reason::BadTarget
             | Reason::BodyTimeout
             | Reason::BodyTooLarge
+            | Reason::BuffersFull
             | Reason::MethodNotAllowed
             | Reason::TooManyFields
             | Reason::UnsupportedEncoding

@@ -16,7 +16,9 @@ use model::reason::Reason;
 use tokio::time::Instant;
 
 use super::activity::{Activity, Busy};
-use super::exchange::Facts;
+use super::buffering::responses::KeptBody;
+use super::buffering::spool::{Next, Spool, SpoolError};
+use super::exchange::{Connection, Facts};
 use super::forward::client_ip_header;
 use super::headers::strip_trailers;
 use super::pace::Sender;
@@ -27,7 +29,7 @@ use super::upstream::pool::Lease;
 use crate::clock;
 use crate::release::InFlight;
 
-type Error = Box<dyn std::error::Error + Send + Sync>;
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a body broke off; hyper passes it on, `forward` reads the reason from `RequestProgress`.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +44,8 @@ pub enum BodyError {
     Client(#[source] hyper::Error),
     #[error("the target's body broke off")]
     Target(#[source] ReadError),
+    #[error("a buffered body broke off")]
+    Kept(#[source] SpoolError),
 }
 
 /// What became of a request body, readable while hyper's client holds the body.
@@ -52,11 +56,20 @@ pub struct RequestProgress {
     /// When the target last took a piece.
     pub moved: Cell<Option<Instant>>,
     pub failed: Cell<Option<Reason>>,
+    /// The client has sent all of it, whatever the target has had.
+    pub is_whole: Cell<bool>,
+}
+
+impl RequestProgress {
+    /// Nothing more of it will come from the client.
+    pub fn is_read(&self) -> bool {
+        self.is_whole.get() || self.ended.get().is_some()
+    }
 }
 
 /// The client's body on its way to the target.
 pub struct RequestBody {
-    inner: Option<Incoming>,
+    inner: Option<Source>,
     facts: Rc<Facts>,
     /// An answer may end before the body that it answers; until both have, the connection is busy.
     _busy: Option<Busy>,
@@ -64,14 +77,61 @@ pub struct RequestBody {
     sender: Option<Sender>,
 }
 
+enum Source {
+    Client(Incoming),
+    /// It is here already.
+    Kept(Spool),
+}
+
+impl Source {
+    fn is_over(&self) -> bool {
+        match self {
+            Self::Client(body) => body.is_end_stream(),
+            Self::Kept(spool) => spool.is_over(),
+        }
+    }
+}
+
 impl RequestBody {
     pub fn new(inner: Incoming, facts: &Rc<Facts>, bytes_max: u64, idle: Duration) -> Self {
-        let inner = (!inner.is_end_stream()).then_some(inner);
+        let inner = (!inner.is_end_stream()).then_some(Source::Client(inner));
         facts.request_body.ended.set(inner.is_none().then_some(facts.arrived));
         let pace = facts.connection.worker.config.limits.sending(idle);
         let sender = inner.is_some().then(|| Sender::new(pace, facts.arrived));
         let busy = inner.is_some().then(|| Busy::new(&facts.connection));
         Self { inner, facts: Rc::clone(facts), _busy: busy, bytes_max, sender }
+    }
+
+    /// One that was counted and timed when it came: what is watched from now on is the target.
+    pub fn kept(spool: Spool, facts: &Rc<Facts>) -> Self {
+        let progress = &facts.request_body;
+        progress.ended.set(spool.is_over().then(clock::now));
+        progress.moved.set(None);
+        let inner = Some(Source::Kept(spool));
+        Self { inner, facts: Rc::clone(facts), _busy: None, bytes_max: u64::MAX, sender: None }
+    }
+
+    fn poll_kept(&mut self, taken: Result<Next, SpoolError>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let next = match taken {
+            Ok(next) => next,
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "a buffered request is lost");
+                return self.fail(Reason::Internal, BodyError::Kept(error));
+            }
+        };
+        let (progress, now) = (&self.facts.request_body, clock::now());
+        progress.moved.set(Some(now));
+        if self.inner.as_ref().is_none_or(Source::is_over) {
+            progress.ended.set(Some(now));
+        }
+        Poll::Ready(match next {
+            Next::Data(data) => Some(Ok(Frame::data(data))),
+            Next::Trailers(trailers) => Some(Ok(Frame::trailers(trailers))),
+            Next::End => {
+                self.inner = None;
+                None
+            }
+        })
     }
 
     fn fail(&mut self, reason: Reason, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
@@ -97,7 +157,14 @@ impl Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = &mut *self;
-        let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
+        let inner = match &mut this.inner {
+            None => return Poll::Ready(None),
+            Some(Source::Client(inner)) => inner,
+            Some(Source::Kept(spool)) => {
+                let taken = ready!(spool.poll_take(cx));
+                return this.poll_kept(taken);
+            }
+        };
         let Poll::Ready(frame) = Pin::new(inner).poll_frame(cx) else {
             let Some(sender) = &mut this.sender else { return Poll::Pending };
             ready!(sender.poll_wait(cx));
@@ -127,7 +194,7 @@ impl Body for RequestBody {
                     sender.moved(frame.data_ref().map_or(0, Bytes::len), now);
                 }
                 // hyper does not ask again behind the last frame of a body of known length.
-                if this.inner.as_ref().is_none_or(Body::is_end_stream) {
+                if this.inner.as_ref().is_none_or(Source::is_over) {
                     progress.ended.set(Some(now));
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -136,11 +203,7 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.as_ref().is_none_or(Body::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        self.inner.as_ref().is_none_or(Source::is_over)
     }
 }
 
@@ -150,6 +213,8 @@ pub enum AnswerBody {
     Whole(Full<Bytes>),
     /// The target's, as it comes.
     Target(Box<TargetBody>),
+    /// The target's, which has come or comes whatever the client does.
+    Kept(Box<KeptBody>),
 }
 
 impl AnswerBody {
@@ -172,6 +237,9 @@ pub struct TargetBody {
     facts: Rc<Facts>,
     /// What had been written to the client before this answer, in bytes.
     written_before: u64,
+    /// How much longer it may become.
+    bytes_left: u64,
+    bytes_max: u64,
 }
 
 /// An event stream is closed when its release ends, or when its client leaves.
@@ -204,6 +272,26 @@ const LARGE: Portions = Portions { read_max: 256 * 1024, held_enough: 32 * 1024 
 /// TLS gains nothing from larger ones, and HTTP/2 buffers whole ones for each stream.
 const SMALL: Portions = Portions { read_max: 64 * 1024, held_enough: 16 * 1024 };
 
+impl Portions {
+    fn of(connection: &Connection) -> &'static Self {
+        let plain = connection.tls.is_none() && !connection.activity.is_http2();
+        if plain { &LARGE } else { &SMALL }
+    }
+}
+
+/// Whether the client has been handed as much as it should have before its socket has taken some; if so, it is looked
+/// at again.
+pub fn is_enough_for_now(connection: &Connection, cx: &Context<'_>) -> bool {
+    let activity = &connection.activity;
+    let is_enough = activity.holds(Portions::of(connection).held_enough);
+    // Over HTTP/1.1 hyper asks again whenever the connection is polled. Where the client is behind, its socket
+    // will wake us; else the flush that follows has room in this poll, and the rest in the next.
+    if is_enough && !activity.has_unflushed() {
+        cx.waker().wake_by_ref();
+    }
+    is_enough
+}
+
 impl TargetBody {
     /// `idle`: how long the target may be silent; an event stream may be silent for as long as it likes.
     pub fn new(
@@ -212,6 +300,7 @@ impl TargetBody {
         idle: Duration,
         (mut lease, in_flight): (Lease, InFlight),
         event_stream: Option<EventStream>,
+        bytes_max: u64,
         facts: &Rc<Facts>,
     ) -> Self {
         let (in_flight, idle) = match event_stream {
@@ -228,6 +317,8 @@ impl TargetBody {
             broken: None,
             facts: Rc::clone(facts),
             written_before: facts.connection.activity.written_bytes(),
+            bytes_left: bytes_max,
+            bytes_max,
         };
         if body.framing.has_ended() {
             body.end();
@@ -242,10 +333,18 @@ impl TargetBody {
         }
     }
 
-    fn portions(&self) -> &'static Portions {
-        let connection = &self.facts.connection;
-        let plain = connection.tls.is_none() && !connection.activity.is_http2();
-        if plain { &LARGE } else { &SMALL }
+    /// Whether the answer is still no longer than it may be.
+    fn may_pass(&mut self, piece: &Piece) -> bool {
+        let Piece::Data(data) = piece else { return true };
+        let left = self.bytes_left.checked_sub(data.len() as u64);
+        self.bytes_left = left.unwrap_or_default();
+        left.is_some()
+    }
+
+    fn break_off(&mut self, error: ReadError, cx: &Context<'_>) {
+        // An error ends the client's connection at once; what hyper still holds for it goes first.
+        self.broken = Some(error);
+        cx.waker().wake_by_ref();
     }
 }
 
@@ -267,30 +366,29 @@ impl Body for TargetBody {
         }
         if let Some(error) = this.broken.take() {
             this.lease.take();
+            if matches!(error, ReadError::TooLong(_)) {
+                this.facts.note(|known| known.reason = Some(Reason::ResponseTooLarge));
+            }
             return Poll::Ready(Some(Err(BodyError::Target(error).into())));
         }
-        let portions = this.portions();
-        let activity = &this.facts.connection.activity;
-        if activity.holds(portions.held_enough) {
-            // Over HTTP/1.1 hyper asks again whenever the connection is polled. Where the client is behind, its socket
-            // will wake us; else the flush that follows has room in this poll, and the rest in the next.
-            if !activity.has_unflushed() {
-                cx.waker().wake_by_ref();
-            }
+        let connection = &this.facts.connection;
+        if is_enough_for_now(connection, cx) {
             return Poll::Pending;
         }
-        let uptake = activity.uptake(this.written_before);
-        let reading = Reading { idle: this.idle, uptake, bytes_max: portions.read_max };
+        let uptake = connection.activity.uptake(this.written_before);
+        let reading = Reading { idle: this.idle, uptake, bytes_max: Portions::of(connection).read_max };
         let Some(lease) = &mut this.lease else { return Poll::Ready(None) };
         let piece = match ready!(lease.poll_body(cx, &mut this.framing, reading)) {
             Ok(piece) => piece,
             Err(error) => {
-                // An error ends the client's connection at once; what hyper still holds for it goes first.
-                this.broken = Some(error);
-                cx.waker().wake_by_ref();
+                this.break_off(error, cx);
                 return Poll::Pending;
             }
         };
+        if !this.may_pass(&piece) {
+            this.break_off(ReadError::TooLong(this.bytes_max), cx);
+            return Poll::Pending;
+        }
         if this.framing.has_ended() {
             this.end();
         }
@@ -324,6 +422,7 @@ impl Body for AnswerBody {
         match &mut *self {
             Self::Whole(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
             Self::Target(body) => Pin::new(&mut **body).poll_frame(cx),
+            Self::Kept(body) => body.poll_frame(cx),
         }
     }
 
@@ -331,6 +430,7 @@ impl Body for AnswerBody {
         match self {
             Self::Whole(body) => body.is_end_stream(),
             Self::Target(body) => body.is_end_stream(),
+            Self::Kept(body) => body.is_end_stream(),
         }
     }
 
@@ -338,6 +438,7 @@ impl Body for AnswerBody {
         match self {
             Self::Whole(body) => body.size_hint(),
             Self::Target(body) => body.size_hint(),
+            Self::Kept(body) => body.size_hint(),
         }
     }
 }

@@ -285,7 +285,7 @@ impl Facts {
 impl Drop for Facts {
     fn drop(&mut self) {
         self.set_waiting_for_app(false);
-        if self.has_body && self.request_body.ended.get().is_none() {
+        if self.has_body && !self.request_body.is_read() {
             self.connection.activity.leave_unread();
         }
         let worker = &self.connection.worker;

@@ -7,7 +7,6 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Response, StatusCode};
-use http_body::Body;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -20,7 +19,9 @@ use model::service::Policy;
 
 use super::admit::{self, CUTOVERS_MAX, Entrance, InLine};
 use super::answer;
-use super::body::{AnswerBody, EventStream, RequestBody, TargetBody};
+use super::body::{AnswerBody, EventStream, TargetBody};
+use super::buffering::requests::Intake;
+use super::buffering::responses::{self, Coming};
 use super::exchange::{Connection, Exchange, Facts};
 use super::forwarded::{Forwarded, Trust};
 use super::halt::{self, Passage};
@@ -76,8 +77,9 @@ pub fn refuse(reason: Reason, facts: &Facts) -> Response<AnswerBody> {
 /// Decides where the request goes, waits there for a seat if none is free, and sends it.
 async fn route(body: Incoming, facts: &Rc<Facts>) -> Result<Response<AnswerBody>, Reason> {
     let worker = &facts.connection.worker;
+    let mut body = Intake::Coming(body);
     loop {
-        let (plan, entrance) = match decide(facts, body.size_hint().exact())? {
+        let (plan, entrance) = match decide(facts, &body)? {
             Decision::Redirect(location, reason) => {
                 facts.note(|known| known.reason = Some(reason));
                 let keep_method = !matches!(facts.head.borrow().method, Method::GET | Method::HEAD);
@@ -86,6 +88,11 @@ async fn route(body: Incoming, facts: &Rc<Facts>) -> Result<Response<AnswerBody>
             Decision::Healthy => return Ok(halt::healthy(facts)),
             Decision::Pause(waiter) => {
                 Box::pin(halt::wait(waiter, facts)).await?;
+                continue;
+            }
+            // No seat is taken meanwhile, and the release may have changed by then. Boxed like the wait below.
+            Decision::Keep(service) => {
+                body = Box::pin(body.keep(&service.policy, facts)).await?;
                 continue;
             }
             Decision::Forward(plan, in_flight) => (plan, Some(in_flight)),
@@ -112,6 +119,8 @@ enum Decision {
     Healthy,
     /// To be decided anew at the end of the pause.
     Pause(Waiter),
+    /// The service wants the body whole; then all is decided anew.
+    Keep(Arc<Service>),
 }
 
 /// Where a request goes.
@@ -124,8 +133,7 @@ struct Plan {
     forwarded: Forwarded,
 }
 
-/// `body_bytes`: where the client announces how many.
-fn decide(facts: &Facts, body_bytes: Option<u64>) -> Result<Decision, Reason> {
+fn decide(facts: &Facts, body: &Intake) -> Result<Decision, Reason> {
     let connection = &facts.connection;
     let worker = &connection.worker;
     let https = connection.tls.is_some();
@@ -171,11 +179,15 @@ fn decide(facts: &Facts, body_bytes: Option<u64>) -> Result<Decision, Reason> {
             known.overridden = overridden;
         });
         let policy = &service.policy;
-        if body_bytes.is_some_and(|bytes| bytes > policy.request_body_bytes_max) {
+        if body.length().is_some_and(|bytes| bytes > policy.request_body_bytes_max) {
             facts.note(|known| known.unseated = Some(Arc::clone(&slot.release.unseated)));
             return Err(Reason::BodyTooLarge);
         }
         note_uncounted(policy, &head.uri.path()[strip..], facts);
+        if body.is_to_be_kept(policy, &head) {
+            facts.note(|known| known.unseated = Some(Arc::clone(&slot.release.unseated)));
+            return Ok(Decision::Keep(Arc::clone(service)));
+        }
         let entrance = admit::enter(worker, slot, &policy.concurrency, facts)?;
         let (service, cohort) = (Arc::clone(service), slot.cohort);
         let plan = Plan { service, cohort, strip, visitor_cookie, forwarded };
@@ -297,7 +309,7 @@ fn choose_slot<'s>(
 }
 
 async fn forward(
-    body: Incoming,
+    body: Intake,
     plan: Plan,
     in_flight: InFlight,
     facts: &Rc<Facts>,
@@ -322,6 +334,10 @@ async fn forward(
         return switch_protocols(head, client, (lease, in_flight), facts);
     }
     let ResponseHead { status, mut fields, framing, keep_alive } = head;
+    let bytes_max = policy.response_body_bytes_max;
+    if framing.length().is_some_and(|bytes| bytes > bytes_max) {
+        return Err(Reason::ResponseTooLarge);
+    }
     let body = match lease.take_whole(&framing) {
         // The target has done its part: its seat and its connection are free while the client reads.
         Some(whole) => {
@@ -330,12 +346,23 @@ async fn forward(
             }
             AnswerBody::Whole(Full::new(whole))
         }
+        None if policy.buffering.responses && may_be_kept(&fields) => {
+            lease.hold(in_flight);
+            let coming = Coming::new(lease, framing, keep_alive, policy);
+            facts.set_waiting_for_app(true);
+            let kept = Box::pin(responses::keep(coming, policy, facts)).await;
+            facts.set_waiting_for_app(false);
+            kept?
+        }
         None => {
-            let event_stream = is_event_stream(&fields).then(|| {
+            let is_events = is_event_stream(&fields);
+            let event_stream = is_events.then(|| {
                 EventStream::new(Farewell::new(in_flight.release(), worker), &facts.connection.activity)
             });
             let (held, idle) = ((lease, in_flight), policy.timeouts.body_idle);
-            let body = TargetBody::new(framing, keep_alive, idle, held, event_stream, facts);
+            // Nobody can say how long a stream of events is.
+            let bytes_max = if is_events { Policy::UNLIMITED } else { bytes_max };
+            let body = TargetBody::new(framing, keep_alive, idle, held, event_stream, bytes_max, facts);
             AnswerBody::Target(Box::new(body))
         }
     };
@@ -352,16 +379,15 @@ async fn forward(
 }
 
 /// The client's side of a WebSocket, if that is what it asks for.
-fn client_upgrade(head: &mut Parts, body: &Incoming) -> Option<OnUpgrade> {
+fn client_upgrade(head: &mut Parts, body: &Intake) -> Option<OnUpgrade> {
     // hyper puts it there for whatever asks for an upgrade; for others it has no effect.
     let upgrade = head.extensions.remove::<OnUpgrade>()?;
-    headers::is_websocket(head, !body.is_end_stream()).then_some(upgrade)
+    headers::is_websocket(head, body.is_something()).then_some(upgrade)
 }
 
 /// The request as the target gets it, with the client's body behind its head.
-fn upload(body: Incoming, plan: &Plan, facts: &Rc<Facts>, websocket: bool) -> Upload {
-    let open_ended = !body.is_end_stream() && body.size_hint().exact().is_none();
-    let framing = if open_ended && !websocket { BodyFraming::Chunked } else { BodyFraming::AsSent };
+fn upload(body: Intake, plan: &Plan, facts: &Rc<Facts>, websocket: bool) -> Upload {
+    let framing = if websocket { BodyFraming::AsSent } else { body.framing() };
     let mut out = facts.connection.worker.pool.buffer();
     let (known, head) = (facts.known.borrow(), facts.head.borrow());
     RequestHead {
@@ -381,8 +407,7 @@ fn upload(body: Incoming, plan: &Plan, facts: &Rc<Facts>, websocket: bool) -> Up
     }
     .write(&mut out);
     let policy = &plan.service.policy;
-    let body = RequestBody::new(body, facts, policy.request_body_bytes_max, policy.timeouts.body_idle);
-    Upload::new(out, body, framing)
+    Upload::new(out, body.into_body(policy, facts), framing)
 }
 
 fn is_event_stream(fields: &HeaderMap) -> bool {
@@ -402,6 +427,10 @@ fn scope_cookies(fields: &mut HeaderMap, strip: usize, facts: &Facts) {
             *cookie = scoped;
         }
     }
+}
+
+fn may_be_kept(fields: &HeaderMap) -> bool {
+    !is_event_stream(fields) && !responses::is_unwanted_for(fields)
 }
 
 fn set_visitor_cookie(fields: &mut HeaderMap, id: &str, secure: bool) {

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::admission::Admission;
+use super::buffering::room::Room;
 use super::listener::{self, Listening};
 use super::roster::Roster;
 use super::tls;
@@ -47,6 +48,8 @@ pub struct Worker {
     pub epoch: Instant,
     pub random: Cell<Random>,
     pub roster: Rc<Roster>,
+    /// For buffered bodies.
+    pub room: Arc<Room>,
 }
 
 /// What every worker is built from; the same for all but the index and the sockets.
@@ -59,6 +62,7 @@ pub struct Setup {
     pub shutdown: CancellationToken,
     pub https_port: Option<u16>,
     pub admission: Arc<Admission>,
+    pub room: Arc<Room>,
 }
 
 impl Worker {
@@ -82,6 +86,7 @@ impl Worker {
             abandoned: TaskTracker::new(),
             epoch: Instant::now(),
             random: Cell::new(Random::new(random_seed())),
+            room: setup.room,
         })
     }
 }
@@ -93,12 +98,17 @@ fn random_seed() -> u64 {
     std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
 
+/// Write and read files of buffered bodies. A disk does not become faster by more.
+const DISK_THREADS: usize = 4;
+
 /// Runs one worker on the calling thread until `setup.shutdown`, then until its connections have ended or
 /// the shutdown timeout is over.
 pub fn run(index: usize, setup: Setup, sockets: Vec<Listening>) -> std::io::Result<()> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
-    runtime.block_on(async {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(DISK_THREADS)
+        .build_local(LocalOptions::default())?;
+    let ended = runtime.block_on(async {
         let shutdown = setup.shutdown.clone();
         let worker = Worker::new(index, setup);
         let background = TaskTracker::new();
@@ -125,5 +135,8 @@ pub fn run(index: usize, setup: Setup, sockets: Vec<Listening>) -> std::io::Resu
         flusher.abort();
         worker.log.flush();
         Ok(())
-    })
+    });
+    // A disk that hangs must not keep the process.
+    runtime.shutdown_background();
+    ended
 }

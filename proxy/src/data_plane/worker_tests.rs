@@ -14,6 +14,7 @@ use model::service::{Policy, Timeouts};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::Admission;
+use super::buffering::room::Room;
 use super::listener::{Listening, listen};
 use super::worker::{self, Setup};
 use crate::config::{Config, Flags, Listen};
@@ -51,6 +52,7 @@ impl Proxy {
         let shutdown = CancellationToken::new();
         let (_, log) = access_log::open(&Destination::Off, Arc::clone(&metrics)).unwrap();
         let config = Arc::new(Config::load(flags).unwrap());
+        let room = Room::new(config.buffers.clone(), Arc::clone(&metrics));
         let admission = Admission::new(&config.limits, 1, Arc::clone(&metrics));
         let setup = Setup {
             config,
@@ -60,6 +62,7 @@ impl Proxy {
             shutdown: shutdown.clone(),
             https_port: None,
             admission,
+            room,
         };
         let (address, mut sockets) = listen(([127, 0, 0, 1], 0).into(), 1).unwrap();
         let socket = Listening { socket: sockets.remove(0), tls: false, balancers: Networks::default() };

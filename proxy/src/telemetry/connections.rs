@@ -95,9 +95,9 @@ impl Connections {
             metric.encode_counter::<NoLabelSet, _, u64>(&count.load(Ordering::Relaxed), None)?;
         }
         let help = "Client connections not let in, by limit";
-        encode_reasons(encoder, "connections_refused", help, &REFUSED, &self.refused)?;
+        encode_reasons(encoder, "connections_refused", help, ("reason", &REFUSED), &self.refused)?;
         let help = "Client connections and streams that were closed for their client, by reason";
-        encode_reasons(encoder, "connections_closed", help, &CLOSED, &self.closed)?;
+        encode_reasons(encoder, "connections_closed", help, ("reason", &CLOSED), &self.closed)?;
         let sum = |of: fn(&WorkerConnections) -> &AtomicUsize| {
             self.workers.iter().map(|worker| of(worker).load(Ordering::Relaxed)).sum::<usize>() as u64
         };
@@ -114,17 +114,18 @@ impl Connections {
     }
 }
 
-fn encode_reasons(
+/// One series for each of the values of a label.
+pub(super) fn encode_reasons(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
-    reasons: &[&str],
+    (label, values): (&str, &[&str]),
     counts: &[AtomicU64],
 ) -> fmt::Result {
     let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for (reason, count) in reasons.iter().zip(counts) {
+    for (value, count) in values.iter().zip(counts) {
         metric
-            .encode_family(&[("reason", *reason)])?
+            .encode_family(&[(label, *value)])?
             .encode_counter::<NoLabelSet, _, u64>(&count.load(Ordering::Relaxed), None)?;
     }
     Ok(())

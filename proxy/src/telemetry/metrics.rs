@@ -15,6 +15,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use super::buffers::Buffers;
 use super::connections::Connections;
 
 /// Upper bounds in seconds; the last, infinite bucket is implied.
@@ -78,13 +79,21 @@ impl Observation {
     }
 }
 
+struct ByReason([Count; Reason::ALL.len()]);
+
+impl Default for ByReason {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Count::default()))
+    }
+}
+
 #[derive(Default)]
 #[repr(align(64))]
 struct Cell {
     /// 1xx to 5xx, answered by the app.
     app: [Count; 5],
     /// Answered by us.
-    own: [Count; Reason::ALL.len()],
+    own: ByReason,
     gateway_errors: Count,
     retries: Count,
     request_body_bytes: Count,
@@ -115,7 +124,7 @@ impl TargetStats {
     pub fn record(&self, worker: usize, seen: &Observation) {
         let cell = &self.cells[worker];
         match seen.reason {
-            Some(reason) => cell.own[reason.index()].add(1),
+            Some(reason) => cell.own.0[reason.index()].add(1),
             None => cell.app[usize::from(seen.status / 100).clamp(1, 5) - 1].add(1),
         }
         if seen.is_gateway_error() {
@@ -143,7 +152,7 @@ impl TargetStats {
     pub fn totals(&self) -> Totals {
         let own = |cell: &Cell| {
             let counted = Reason::ALL.iter().filter(|reason| reason.fault() != Fault::Nobody);
-            counted.map(|reason| cell.own[reason.index()].get()).sum::<u64>()
+            counted.map(|reason| cell.own.0[reason.index()].get()).sum::<u64>()
         };
         let all = |cell: &Cell| cell.app.iter().map(Count::get).sum::<u64>() + own(cell);
         Totals {
@@ -153,7 +162,7 @@ impl TargetStats {
     }
 
     fn has_counted(&self) -> bool {
-        self.cells.iter().any(|cell| cell.app.iter().chain(&cell.own).any(|count| count.get() > 0))
+        self.cells.iter().any(|cell| cell.app.iter().chain(&cell.own.0).any(|count| count.get() > 0))
     }
 
     fn sum(&self, of: impl Fn(&Cell) -> &Count) -> u64 {
@@ -209,6 +218,7 @@ pub struct Metrics {
     unrouted: Arc<TargetStats>,
     process: Process,
     connections: Connections,
+    buffers: Buffers,
 }
 
 /// Numbers of the process as a whole; written from several threads, but seldom.
@@ -228,6 +238,7 @@ impl Metrics {
             unrouted: Arc::new(TargetStats::new(workers)),
             process: Process::default(),
             connections: Connections::new(workers),
+            buffers: Buffers::default(),
         })
     }
 
@@ -237,6 +248,10 @@ impl Metrics {
 
     pub fn connections(&self) -> &Connections {
         &self.connections
+    }
+
+    pub fn buffers(&self) -> &Buffers {
+        &self.buffers
     }
 
     pub fn unrouted(&self) -> &Arc<TargetStats> {
@@ -328,6 +343,7 @@ impl Collector for Scrape {
         }
         encode_gauges(&mut encoder, &self.1)?;
         self.0.connections.encode(&mut encoder)?;
+        self.0.buffers.encode(&mut encoder)?;
         encode_process(&mut encoder, &self.0.process)
     }
 }
@@ -356,7 +372,7 @@ fn encode_own_answers(encoder: &mut DescriptorEncoder<'_>, series: &Series) -> f
     let mut metric = encoder.encode_descriptor("own_answers", help, None, MetricType::Counter)?;
     for (labels, stats) in series {
         for reason in Reason::ALL {
-            let count = stats.sum(|cell| &cell.own[reason.index()]);
+            let count = stats.sum(|cell| &cell.own.0[reason.index()]);
             let [a, b, c, d] = labels.pairs();
             if count > 0 {
                 metric

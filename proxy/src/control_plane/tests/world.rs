@@ -85,6 +85,7 @@ impl World {
             groups,
             fleet_secret: None,
             version: "test".into(),
+            buffers: dir.path().join("state/buffers"),
         };
         let published = Published::default();
         let shutdown = CancellationToken::new();

@@ -121,6 +121,9 @@ pub enum ReadError {
     Cut,
     #[error("no progress for {0:?}")]
     Stalled(Duration),
+    /// `max-response-body`.
+    #[error("the answer is longer than {0} bytes")]
+    TooLong(u64),
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(transparent)]

@@ -18,6 +18,8 @@ pub enum BodyFraming {
     /// No body, or a length that the client's own field announces.
     AsSent,
     Chunked,
+    /// So many bytes, which are here already.
+    Length(u64),
 }
 
 pub struct RequestHead<'r> {
@@ -87,7 +89,7 @@ impl RequestHead<'_> {
         match name {
             "x-request-id" => true,
             // The field has no meaning beside the coding, and none for a tunnel.
-            "content-length" => self.websocket || self.body == BodyFraming::Chunked,
+            "content-length" => self.websocket || self.body != BodyFraming::AsSent,
             _ => self.client_ip_header.is_some_and(|field| field.is_spelled(name)),
         }
     }
@@ -135,8 +137,14 @@ impl RequestHead<'_> {
             if !self.fields.contains_key(header::SEC_WEBSOCKET_KEY) {
                 write_field(out, "sec-websocket-key", websocket_key().as_bytes());
             }
-        } else if self.body == BodyFraming::Chunked {
-            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+            return;
+        }
+        match self.body {
+            BodyFraming::AsSent => {}
+            BodyFraming::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+            BodyFraming::Length(bytes) => {
+                write_field(out, "content-length", itoa::Buffer::new().format(bytes).as_bytes());
+            }
         }
     }
 }
@@ -388,6 +396,7 @@ mod tests {
         for (body, want) in [
             (BodyFraming::AsSent, &["content-length: 5"][..]),
             (BodyFraming::Chunked, &["transfer-encoding: chunked"]),
+            (BodyFraming::Length(7), &["content-length: 7"]),
         ] {
             let fields = map(&[("host", "shop.test"), ("content-length", "5")]);
             assert_eq!(passed(Given { fields, body, ..Given::default() }), want, "{body:?}");

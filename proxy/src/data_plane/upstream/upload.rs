@@ -165,7 +165,7 @@ impl Upload {
                 (self.piece, self.tail) = (data, tail);
             }
         }
-        if self.framing == BodyFraming::AsSent && self.body.is_end_stream() {
+        if self.framing != BodyFraming::Chunked && self.body.is_end_stream() {
             self.ended = true;
         }
     }
