@@ -3,7 +3,9 @@
 use std::io::Write;
 use std::process::Command;
 
-use harness::{Fields, Frame, Frames, Patient, Recorder, World, block, frame, headers, headers_of_block};
+use harness::{
+    Fields, Frame, Frames, Patient, Raw, Recorder, World, block, frame, headers, headers_of_block,
+};
 
 use super::house::{Chapter, echo};
 
@@ -103,6 +105,12 @@ fn floods_of_frames_are_calmed() {
             ends_with(&mut client, codes)
         });
     }
+    chapter.world.deploy_with(&chapter.recorder.target(), &["--tls", "--tls-redirect=false"]);
+    flood(&mut chapter, "D05b", |world| {
+        let mut client = Frames::over(Raw::connect_tls(world.daemon.https(), "shop.test", &["h2"]), &[]);
+        client.flood(&repeated(frame(Frame::PING, 0, 0, b"over TLS"), 30_000));
+        ends_with(&mut client, calm)
+    });
     flood(&mut chapter, "D07", |world| {
         let mut client = Frames::connect(world.http());
         client.send(upload()).flood(&repeated(frame(Frame::DATA, 0, 1, b"x"), 30_000));

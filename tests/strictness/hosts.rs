@@ -68,7 +68,7 @@ fn a_request_has_one_host() {
 fn a_connection_serves_the_names_of_its_certificate() {
     let mut chapter = Chapter::begin("SNI and Host");
     let target = chapter.recorder.target();
-    chapter.world.deploy_with(&target, &["--tls"]);
+    chapter.world.deploy_with(&target, &["--tls", "--host", "www.shop.test"]);
     chapter
         .world
         .agentctl(["deploy", "blog", "--target", &target, "--host", "blog.test", "--tls", "--bake", "0s"])
@@ -82,6 +82,9 @@ fn a_connection_serves_the_names_of_its_certificate() {
         ("S12b", true, "other.test", "shop.test", 421),
         ("S12c", false, "shop.test", "SHOP.test", 200),
         ("S12d", true, "blog.test", "blog.test", 200),
+        // One certificate for both names: browsers ask for either on one connection.
+        ("S13", true, "www.shop.test", "shop.test", 200),
+        ("S13a", false, "shop.test", "www.shop.test", 200),
     ] {
         let ask = Ask::get(host, "/t").tls().under(under);
         let got = if h2 { ask.h2() } else { ask }.try_at(https);
