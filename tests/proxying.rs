@@ -354,10 +354,11 @@ fn each_request_is_a_line_in_the_access_log_and_counted() {
     assert_eq!(line["status"], 200, "{line}");
     let metrics = Ask::get("localhost", "/metrics").at(world.daemon.metrics());
     let counted = |answer: &Answer| {
-        answer
-            .text()
-            .lines()
-            .any(|line| line.contains("service=\"shop\"") && line.contains("release=\"abc123\""))
+        answer.text().lines().any(|line| {
+            ["service=\"shop\"", "release=\"abc123\"", "method=\"GET\",status=\"200\"} 1"]
+                .iter()
+                .all(|part| line.contains(part))
+        })
     };
     assert!(counted(&metrics), "{metrics}");
 }

@@ -54,7 +54,7 @@ fn hand(mark: &MarkBody, one: &DifferenceBody) -> String {
 }
 
 /// The flag of `deploy` that sets it: lists are given one by one, and the flag's placeholder names the unit.
-fn flag(setting: &str, is_list: bool) -> String {
+pub(crate) fn flag(setting: &str, is_list: bool) -> String {
     let name = setting.strip_suffix("_bytes").unwrap_or(setting);
     let plural = if name.ends_with("xes") { "es" } else { "s" };
     let name = if is_list { name.strip_suffix(plural).unwrap_or(name) } else { name };

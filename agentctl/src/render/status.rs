@@ -1,5 +1,6 @@
 //! The agent, its services and their targets.
 
+use model::declared;
 use model::protocol::{
     BypassBody, HaltStatus, Listeners, Operation, PolicyPatch, ReleaseStatus, SeatsStatus, ServiceStatus,
     Status, TargetStatus,
@@ -8,6 +9,7 @@ use model::protocol::{
 use super::age::age;
 use super::clean;
 use super::paint::{Paint, Tone};
+use super::plan;
 use super::table::{Cell, table};
 use super::words::{counted, phase_text, service_state, state_text, target_state, target_tone, yes_or_no};
 
@@ -194,23 +196,25 @@ fn releases(service: &ServiceStatus) -> impl Iterator<Item = (&'static str, &Rel
     std::iter::once(("stable", &service.stable)).chain(canary).chain(held)
 }
 
-/// The policy, as flags of `deploy` that would set it.
+/// Where the policy differs from that of a new service, as flags of `deploy` that would set it.
 fn settings(policy: &PolicyPatch, paint: Paint) -> String {
-    let Ok(serde_json::Value::Object(settings)) = serde_json::to_value(policy) else {
+    // What an agent of another version means is for that agent to say: everything is shown then.
+    let told = declared::policy(policy).map_or_else(|_| policy.clone(), |policy| declared::shortest(&policy));
+    let Ok(serde_json::Value::Object(settings)) = serde_json::to_value(told) else {
         return String::new();
     };
     // Shown above already.
     let shown = |name: &str| !matches!(name, "hosts" | "path_prefixes" | "tls");
     let rows: Vec<_> = settings
         .iter()
-        .filter(|(name, value)| shown(name) && !value.is_null() && value.as_str() != Some(""))
+        .filter(|(name, value)| shown(name) && !declared::text(value).is_empty())
         .map(|(name, value)| {
-            // The protocol names units where the flag's placeholder does.
-            let flag = name.strip_suffix("_bytes").unwrap_or(name).replace('_', "-");
-            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            [Cell::from(flag), Cell::from(value)]
+            [Cell::from(plan::flag(name, value.is_array())), Cell::from(declared::text(value))]
         })
         .collect();
+    if rows.is_empty() {
+        return "all settings are those of a new service\n".to_owned();
+    }
     table(["SETTING", "VALUE"], &rows, paint)
 }
 
@@ -220,7 +224,9 @@ fn hosts(service: &ServiceStatus) -> String {
 
 #[cfg(test)]
 mod tests {
+    use model::policy_patch;
     use model::protocol::DeclaredStatus;
+    use serde_json::json;
 
     use super::*;
     use crate::render::samples::{self, NOW_MS};
@@ -285,12 +291,38 @@ mod tests {
         canary  c0ffee1  5m   127.0.0.1:3003  ready    4          200 in 4ms
         held    77aa001  2h   127.0.0.1:3000  held     4          200 in 2ms
 
+        SETTING        VALUE
+        max-in-flight  5
+        ");
+    }
+
+    #[test]
+    fn settings_that_differ_from_a_new_services() {
+        let of = |policy: serde_json::Value| settings(&serde_json::from_value(policy).unwrap(), PLAIN());
+        insta::assert_snapshot!(of(json!({})), @"all settings are those of a new service");
+        let whole = policy_patch::from_policy(&declared::policy(&PolicyPatch::default()).unwrap());
+        assert_eq!(settings(&whole, PLAIN()), of(json!({})), "the agent says all of them");
+        insta::assert_snapshot!(
+            of(json!({
+                "hosts": ["a.test", "b.test"], "canonical_host": "a.test", "tls": true, "tls_redirect": false,
+                "health_check_path": "/up", "bake": "0s", "max_request_body_bytes": 0, "buffer_requests": true,
+                "log_request_headers": ["x-a", "x-b"],
+            })),
+            @r"
+        SETTING             VALUE
+        bake                0s
+        buffer-requests     true
+        canonical-host      a.test
+        log-request-header  x-a,x-b
+        max-request-body    0
+        tls-redirect        false
+        "
+        );
+        // No policy that this version knows.
+        insta::assert_snapshot!(of(json!({ "bake": "a while", "health_check_path": "/up" })), @r"
         SETTING            VALUE
-        drain-timeout      30s
+        bake               a while
         health-check-path  /up
-        max-in-flight      5
-        max-request-body   1073741824
-        tls-redirect       true
         ");
     }
 

@@ -28,7 +28,7 @@ use crate::release::{Target, Ticket};
 use crate::snapshot::Service;
 use crate::telemetry::access_log::Line;
 use crate::telemetry::connections::Closed;
-use crate::telemetry::metrics::{Observation, TargetStats};
+use crate::telemetry::metrics::{MethodLabel, Observation, TargetStats};
 
 /// What all requests of a connection share.
 pub struct Connection {
@@ -304,6 +304,7 @@ impl Drop for Facts {
         stats.record(
             worker.index,
             &Observation {
+                method: MethodLabel::of(self.head.borrow().method.as_str()),
                 status,
                 reason,
                 queue: known.queue,

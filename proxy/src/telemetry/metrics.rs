@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -54,6 +54,7 @@ impl Histogram {
 /// One request, as far as the metrics care.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Observation {
+    pub method: MethodLabel,
     pub status: u16,
     /// `None`: the app answered.
     pub reason: Option<Reason>,
@@ -79,6 +80,91 @@ impl Observation {
     }
 }
 
+/// The app's answers by method and exact status, as many pairs as a target is likely to have; the rest by class of status.
+///
+/// Which methods there are clients may make up, so they are few; statuses are the app's. A place is given to the first who
+/// comes, so the frequent ones are near the front.
+struct ByCode {
+    /// What `key` makes of them; 0: free.
+    keys: [AtomicU32; Self::PLACES],
+    counts: [Count; Self::PLACES],
+    others: [Count; CLASSES.len()],
+}
+
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+fn class(status: u16) -> usize {
+    usize::from(status / 100).clamp(1, CLASSES.len()) - 1
+}
+
+impl Default for ByCode {
+    fn default() -> Self {
+        Self {
+            keys: std::array::from_fn(|_| AtomicU32::new(0)),
+            counts: std::array::from_fn(|_| Count::default()),
+            others: Default::default(),
+        }
+    }
+}
+
+impl ByCode {
+    const PLACES: usize = 32;
+
+    fn add(&self, method: MethodLabel, status: u16) {
+        let wanted = Self::key(method, status);
+        for (key, count) in self.keys.iter().zip(&self.counts) {
+            match key.load(Ordering::Relaxed) {
+                taken if taken == wanted => return count.add(1),
+                // There is one writer per cell.
+                0 => {
+                    key.store(wanted, Ordering::Relaxed);
+                    return count.add(1);
+                }
+                _ => {}
+            }
+        }
+        self.others[class(status)].add(1);
+    }
+
+    fn key(method: MethodLabel, status: u16) -> u32 {
+        (u32::from(method.0) + 1) << 16 | u32::from(status)
+    }
+
+    fn total(&self) -> u64 {
+        self.counts.iter().chain(&self.others).map(Count::get).sum()
+    }
+
+    /// By class, method and status, into `sums`.
+    fn sum_into(&self, sums: &mut BTreeMap<(usize, &'static str, Option<u16>), u64>) {
+        for (key, count) in self.keys.iter().zip(&self.counts) {
+            let key = key.load(Ordering::Relaxed);
+            let Some(method) = (key >> 16).checked_sub(1) else { continue };
+            let (method, status) = (MethodLabel(method as u8), (key & 0xffff) as u16);
+            *sums.entry((class(status), method.as_str(), Some(status))).or_default() += count.get();
+        }
+        for (class, count) in self.others.iter().enumerate() {
+            *sums.entry((class, MethodLabel::default().as_str(), None)).or_default() += count.get();
+        }
+    }
+}
+
+/// A method that has a label of its own, or `OTHER`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MethodLabel(u8);
+
+impl MethodLabel {
+    const NAMES: [&str; 8] = ["OTHER", "GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"];
+
+    pub fn of(method: &str) -> Self {
+        let known = Self::NAMES.iter().skip(1).position(|name| *name == method);
+        Self(known.map_or(0, |index| index as u8 + 1))
+    }
+
+    fn as_str(self) -> &'static str {
+        Self::NAMES.get(usize::from(self.0)).copied().unwrap_or(Self::NAMES[0])
+    }
+}
+
 struct ByReason([Count; Reason::ALL.len()]);
 
 impl Default for ByReason {
@@ -90,8 +176,8 @@ impl Default for ByReason {
 #[derive(Default)]
 #[repr(align(64))]
 struct Cell {
-    /// 1xx to 5xx, answered by the app.
-    app: [Count; 5],
+    /// Answered by the app.
+    app: ByCode,
     /// Answered by us.
     own: ByReason,
     gateway_errors: Count,
@@ -125,7 +211,7 @@ impl TargetStats {
         let cell = &self.cells[worker];
         match seen.reason {
             Some(reason) => cell.own.0[reason.index()].add(1),
-            None => cell.app[usize::from(seen.status / 100).clamp(1, 5) - 1].add(1),
+            None => cell.app.add(seen.method, seen.status),
         }
         if seen.is_gateway_error() {
             cell.gateway_errors.add(1);
@@ -154,7 +240,7 @@ impl TargetStats {
             let counted = Reason::ALL.iter().filter(|reason| reason.fault() != Fault::Nobody);
             counted.map(|reason| cell.own.0[reason.index()].get()).sum::<u64>()
         };
-        let all = |cell: &Cell| cell.app.iter().map(Count::get).sum::<u64>() + own(cell);
+        let all = |cell: &Cell| cell.app.total() + own(cell);
         Totals {
             requests: self.cells.iter().map(all).sum(),
             gateway_errors: self.sum(|cell| &cell.gateway_errors),
@@ -162,7 +248,7 @@ impl TargetStats {
     }
 
     fn has_counted(&self) -> bool {
-        self.cells.iter().any(|cell| cell.app.iter().chain(&cell.own.0).any(|count| count.get() > 0))
+        self.cells.iter().any(|cell| cell.app.total() > 0 || cell.own.0.iter().any(|count| count.get() > 0))
     }
 
     fn sum(&self, of: impl Fn(&Cell) -> &Count) -> u64 {
@@ -351,17 +437,16 @@ impl Collector for Scrape {
 type Series = [(Labels, Arc<TargetStats>)];
 
 fn encode_requests(encoder: &mut DescriptorEncoder<'_>, series: &Series) -> fmt::Result {
-    let help = "Requests answered by the app, by class of status";
+    let help = "Requests answered by the app, by class of status, method and status";
     let mut metric = encoder.encode_descriptor("requests", help, None, MetricType::Counter)?;
     for (labels, stats) in series {
-        for (class, code) in ["1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().enumerate() {
-            let count = stats.sum(|cell| &cell.app[class]);
+        let mut sums = BTreeMap::new();
+        stats.cells.iter().for_each(|cell| cell.app.sum_into(&mut sums));
+        for ((class, method, status), count) in sums.into_iter().filter(|(_, count)| *count > 0) {
+            let status = status.map_or_else(|| "other".to_owned(), |status| status.to_string());
             let [a, b, c, d] = labels.pairs();
-            if count > 0 {
-                metric
-                    .encode_family(&[a, b, c, d, ("code", code)])?
-                    .encode_counter::<NoLabelSet, _, u64>(&count, None)?;
-            }
+            let pairs = [a, b, c, d, ("code", CLASSES[class]), ("method", method), ("status", &status)];
+            metric.encode_family(&pairs)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
         }
     }
     Ok(())
@@ -474,7 +559,13 @@ mod tests {
             target: "127.0.0.1:1".into(),
         };
         let stats = metrics.target(&labels);
-        let ok = Observation { status: 200, total: Duration::from_millis(3), ..Observation::default() };
+        let get = MethodLabel::of("GET");
+        let ok = Observation {
+            method: get,
+            status: 200,
+            total: Duration::from_millis(3),
+            ..Observation::default()
+        };
         stats.record(0, &ok);
         stats.record(1, &ok);
         let refused =
@@ -501,7 +592,7 @@ mod tests {
         });
         let of = r#"service="shop",release="r1",cohort="stable",target="127.0.0.1:1""#;
         for line in [
-            format!("portcullis_requests_total{{{of},code=\"2xx\"}} 2"),
+            format!("portcullis_requests_total{{{of},code=\"2xx\",method=\"GET\",status=\"200\"}} 2"),
             format!("portcullis_own_answers_total{{{of},reason=\"connect_failed\"}} 1"),
             format!("portcullis_request_seconds_bucket{{le=\"0.005\",{of}}} 3"),
             format!("portcullis_request_seconds_count{{{of}}} 3"),
@@ -519,5 +610,50 @@ mod tests {
         ] {
             assert!(text.contains(&line), "{line} is not in\n{text}");
         }
+    }
+    #[test]
+    fn answers_are_told_apart_by_method_and_status_and_no_client_makes_series() {
+        let metrics = Metrics::new(2);
+        let seen = |method: &str, status| Observation {
+            method: MethodLabel::of(method),
+            status,
+            ..Observation::default()
+        };
+        for (worker, method, status) in [
+            (0, "GET", 200),
+            (1, "GET", 200),
+            (1, "POST", 201),
+            (0, "GET", 404),
+            (0, "BREW", 200),
+            (1, "SIP", 200),
+            (1, "get", 200),
+        ] {
+            metrics.unrouted().record(worker, &seen(method, status));
+        }
+        let lines = |text: &str| {
+            let lines = text.lines().filter_map(|line| line.strip_prefix("portcullis_requests_total{"));
+            let lines = lines.filter_map(|line| Some(line.split_once(r#"target="","#)?.1.to_owned()));
+            lines.collect::<Vec<_>>()
+        };
+        let gauges = || Gauges { in_flight: Vec::new(), waiting: Vec::new(), halted: Vec::new() };
+        assert_eq!(
+            lines(&metrics.render(gauges())),
+            [
+                r#"code="2xx",method="GET",status="200"} 2"#,
+                r#"code="2xx",method="OTHER",status="200"} 3"#,
+                r#"code="2xx",method="POST",status="201"} 1"#,
+                r#"code="4xx",method="GET",status="404"} 1"#,
+            ]
+        );
+        // An app that answers with everything there is does not grow the metrics without end, and is counted all the same.
+        (100..=599).for_each(|status| metrics.unrouted().record(0, &seen("GET", status)));
+        let text = metrics.render(gauges());
+        let lines = lines(&text);
+        assert!(lines.len() <= 2 * ByCode::PLACES + CLASSES.len(), "{text}");
+        assert!(
+            lines.iter().any(|line| line.starts_with(r#"code="5xx",method="OTHER",status="other"} 100"#)),
+            "{text}"
+        );
+        assert_eq!(metrics.unrouted().totals().requests, 507);
     }
 }
