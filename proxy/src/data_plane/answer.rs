@@ -200,7 +200,7 @@ mod tests {
         let template = Template::parse("<h1>{{ .Status }}</h1>{{ .Message }} ({{ .RequestId }})").unwrap();
         for (template, accept, want) in [
             (Some(&template), "text/html", "<h1>502</h1>back at &lt;9&gt; (r-1)"),
-            (Some(&template), "application/json", r#","message":"back at <9>","reason":"connect_failed"}"#),
+            (Some(&template), "application/json", r#","reason":"connect_failed","message":"back at <9>"}"#),
             (None, "text/html", "<h1>Bad Gateway</h1><p>back at &lt;9&gt;</p>"),
         ] {
             let look = Page { template, message: Some("back at <9>"), request_id: "r-1" };
