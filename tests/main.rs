@@ -15,6 +15,7 @@ mod protection;
 mod proxying;
 mod rollback;
 mod shutdown;
+mod sockets;
 mod spoofing;
 mod state;
 mod strictness;

@@ -159,8 +159,18 @@ pub enum Ending {
     Draining {
         sockets_until: Instant,
     },
+    /// The deadline of requests has passed: they stop now. Sockets go on as before.
+    CuttingRequests {
+        sockets_until: Instant,
+    },
     /// The deadline has passed: stop now.
     Cut,
+}
+
+impl Ending {
+    pub fn cuts_requests(&self) -> bool {
+        matches!(self, Self::CuttingRequests { .. } | Self::Cut)
+    }
 }
 
 /// One activation of a release. A release that is rolled back to is activated anew.
@@ -248,7 +258,7 @@ impl Release {
         })
     }
 
-    /// Asks sockets and event streams to close, each at a random moment within `window`.
+    /// Asks sockets and event streams to close, each at a moment of its own within `window`.
     pub fn drain_sockets(&self, window: Duration) {
         self.ending.send_replace(Ending::Draining { sockets_until: Instant::now() + window });
     }
@@ -256,7 +266,7 @@ impl Release {
     /// The drain is called off: sockets stay, but for those that have gone already.
     pub fn spare_sockets(&self) {
         self.ending.send_if_modified(|ending| {
-            let drains = matches!(ending, Ending::Draining { .. });
+            let drains = matches!(ending, Ending::Draining { .. } | Ending::CuttingRequests { .. });
             if drains {
                 *ending = Ending::Serving;
             }
@@ -264,21 +274,40 @@ impl Release {
         });
     }
 
-    /// Ends everything that is still in flight. Whoever comes first decides how many that are.
-    pub fn cut(&self) {
-        if !self.is_cut() {
-            self.cut_short.store(self.in_flight().total(), Ordering::Relaxed);
-            self.ending.send_replace(Ending::Cut);
-        }
+    /// Ends the requests that are still in flight, and leaves sockets the moments that they were given.
+    pub fn cut_requests(&self) {
+        self.ending.send_if_modified(|ending| {
+            let Ending::Draining { sockets_until } = *ending else { return false };
+            self.cut_short.store(self.in_flight().requests, Ordering::Relaxed);
+            *ending = Ending::CuttingRequests { sockets_until };
+            true
+        });
     }
 
-    /// How many were in flight at `cut`; 0 before.
+    /// Ends everything that is still in flight. Whoever comes first decides how many that are.
+    pub fn cut(&self) {
+        self.ending.send_if_modified(|ending| {
+            let InFlightCount { requests, sockets } = self.in_flight();
+            match ending {
+                Ending::Cut => return false,
+                // Those requests are counted, and on their way out.
+                Ending::CuttingRequests { .. } => self.cut_short.fetch_add(sockets, Ordering::Relaxed),
+                Ending::Serving | Ending::Draining { .. } => {
+                    self.cut_short.swap(requests + sockets, Ordering::Relaxed)
+                }
+            };
+            *ending = Ending::Cut;
+            true
+        });
+    }
+
+    /// How many were in flight when they were cut; 0 before.
     pub fn cut_short(&self) -> u64 {
         self.cut_short.load(Ordering::Relaxed)
     }
 
-    pub fn is_cut(&self) -> bool {
-        *self.ending.borrow() == Ending::Cut
+    pub fn are_requests_cut(&self) -> bool {
+        self.ending.borrow().cuts_requests()
     }
 
     /// How those in flight learn that they should end.
@@ -316,6 +345,10 @@ pub struct InFlight {
 }
 
 impl InFlight {
+    pub fn is_socket(&self) -> bool {
+        self.kind == Kind::Socket
+    }
+
     pub fn has_seat(&self) -> bool {
         self.seat.is_some()
     }
