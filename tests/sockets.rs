@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use harness::{
-    DaemonOptions, Echo, End, Flock, Socket, SocketEvent, World, eventually, raise_descriptor_limit,
+    Ask, DaemonOptions, Echo, End, Flock, Raw, Socket, SocketEvent, World, eventually, raise_descriptor_limit,
 };
 
 /// Each takes four descriptors of this process and its daemon together, and the daemon keeps some for itself.
@@ -85,4 +85,58 @@ fn closed(flocks: &[&Flock], want: usize) {
         let closed: usize = flocks.iter().map(|flock| flock.ends().len()).sum();
         if closed >= want { Ok(()) } else { Err(format!("{closed} of {want}")) }
     });
+}
+
+#[test]
+fn sockets_leave_places_for_those_who_ask_and_go() {
+    let limits = "connections = 40\nconnections_per_client = 0";
+    let world = World::with_limits(limits, DaemonOptions::default());
+    let echo = Echo::start("v1");
+    world.deploy(&echo.target());
+    let flock = Flock::open(world.http(), "shop.test", 40);
+    assert_eq!(
+        (flock.opened(), flock.refused()),
+        (30, vec!["answered 503 Service Unavailable".to_owned(); 10])
+    );
+    eventually("those who got none are in the log", || {
+        let full = world.daemon.access_log().iter().filter(|line| line["reason"] == "sockets_full").count();
+        if full == 10 { Ok(()) } else { Err(format!("{full} are")) }
+    });
+
+    // More of them than there are places: each gets one that another has left idle.
+    let mut idle = Vec::new();
+    for _ in 0..30 {
+        let mut client = Raw::connect(world.http());
+        client.send("GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n");
+        client.read_until(|seen| seen.ends_with("v1"));
+        idle.push(client);
+    }
+    assert_eq!(world.get("/").text(), "v1");
+    let events = world.get("/events");
+    assert_eq!((events.status.as_u16(), events.header("x-portcullis-reason")), (503, "sockets_full"));
+    assert_eq!(flock.ends().len(), 0, "none went for them");
+
+    // Nothing is lost when they leave, however they do.
+    drop(flock);
+    eventually("there is room again", || {
+        let opened = Socket::open(world.http(), "shop.test", "/", &[]);
+        let mut socket = opened?;
+        socket.say("hello");
+        match socket.next_event() {
+            SocketEvent::Text(echo) if echo == "v1:hello" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    eventually("all places are free", || {
+        let flock = Flock::open(world.http(), "shop.test", 30);
+        if flock.refused().is_empty() { Ok(()) } else { Err(format!("{:?}", flock.refused())) }
+    });
+    // Those that the app does not answer with a socket keep no place either: it misses the version.
+    for _ in 0..40 {
+        let ask = Ask::get("shop.test", "/").header("connection", "upgrade").header("upgrade", "websocket");
+        let answer = ask.header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==").at(world.http());
+        assert_eq!(answer.header("x-portcullis-reason"), "upstream_closed", "{}", answer.text());
+    }
+    let flock = Flock::open(world.http(), "shop.test", 30);
+    assert_eq!(flock.opened(), 30);
 }

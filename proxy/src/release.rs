@@ -260,7 +260,15 @@ impl Release {
 
     /// Asks sockets and event streams to close, each at a moment of its own within `window`.
     pub fn drain_sockets(&self, window: Duration) {
-        self.ending.send_replace(Ending::Draining { sockets_until: Instant::now() + window });
+        let sockets_until = Instant::now() + window;
+        // Somebody else may drain it already, and be further: what is cut stays cut.
+        self.ending.send_modify(|ending| {
+            *ending = match ending {
+                Ending::Serving | Ending::Draining { .. } => Ending::Draining { sockets_until },
+                Ending::CuttingRequests { .. } => Ending::CuttingRequests { sockets_until },
+                Ending::Cut => Ending::Cut,
+            }
+        });
     }
 
     /// The drain is called off: sockets stay, but for those that have gone already.
@@ -431,6 +439,32 @@ mod tests {
         release.close();
         assert_eq!((release.in_flight().total(), renewed.in_flight().total()), (1, 1));
         assert!(!renewed.is_closed());
+    }
+
+    #[tokio::test]
+    async fn requests_are_cut_at_their_deadline_and_sockets_at_theirs() {
+        let release = release();
+        let enter = || release.enter(&release.targets[0], 0).unwrap();
+        let (request, socket) = (enter(), enter().into_socket());
+        release.close();
+        let ending = release.ending();
+        release.drain_sockets(Duration::from_secs(9));
+        assert!(!ending.borrow().cuts_requests());
+        release.cut_requests();
+        assert!(ending.borrow().cuts_requests() && *ending.borrow() != Ending::Cut);
+        drop(request);
+        // Another drain of the same does not take it back, nor does a second cut count it again.
+        release.drain_sockets(Duration::from_secs(9));
+        release.cut_requests();
+        assert!(ending.borrow().cuts_requests());
+        assert_eq!(release.cut_short(), 1);
+        release.cut();
+        release.cut();
+        assert_eq!((*ending.borrow(), release.cut_short()), (Ending::Cut, 2));
+        drop(socket);
+        release.drain_sockets(Duration::ZERO);
+        release.spare_sockets();
+        assert_eq!(*ending.borrow(), Ending::Cut);
     }
 
     #[tokio::test]

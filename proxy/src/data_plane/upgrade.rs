@@ -346,7 +346,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn no_second_of_a_drain_sees_more_than_its_share() {
-        let (sockets, window) = (5_000, Duration::from_secs(54));
+        let (sockets, window) = (5_000, Duration::from_secs(57));
         let (_ending, seen) = watch::channel(Ending::Draining { sockets_until: Instant::now() + window });
         let began = Instant::now();
         let leaving = (0..sockets).map(|_| {
