@@ -17,6 +17,7 @@ mod protection;
 mod proxying;
 mod rollback;
 mod shutdown;
+mod sockets;
 mod spoofing;
 mod state;
 mod strictness;

@@ -7,8 +7,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use harness::{
-    Answer, App, Ask, Begun, DaemonOptions, Patient, Puma, Ran, Raw, Recorder, Socket, SocketEvent, World,
-    eventually,
+    Answer, App, Ask, Begun, Crowd, DaemonOptions, Manner, Patient, Puma, Ran, Raw, Recorder, Socket,
+    SocketEvent, World, eventually,
 };
 use model::protocol::{Event, HaltStatus, LoggedEvent, ServiceState, ServiceStatus};
 use rustix::process::{Pid, Signal, kill_process};
@@ -735,4 +735,22 @@ fn the_process_has_a_health_url_of_its_own() {
 fn without_a_health_path_there_is_none() {
     let world = World::start();
     assert_eq!(Ask::get("shop.test", "/_portcullis/up").at(world.http()).status, 404);
+}
+
+#[test]
+fn slow_uploads_do_not_keep_others_waiting_behind_a_pause() {
+    let app = Recorder::start();
+    let limits = "bytes_per_second_min = 0\nconnections_per_client = 0";
+    let world = World::with_limits(limits, DaemonOptions::default());
+    world.deploy(&app.target());
+    world.agentctl(["pause", "shop", "--max-pause", "1h"]).succeeds();
+    // As many as may go on at a time, and none of them gets an answer.
+    let every = Duration::from_secs(1);
+    let slow = Manner::SlowBody { host: "shop.test", path: "/", every };
+    let _crowd = Crowd::start(world.http(), 512, slow).settles();
+    until_waiting(&world, 512);
+    let last = root().begin(world.http());
+    until_waiting(&world, 513);
+    world.agentctl(["resume", "shop"]).succeeds();
+    assert_eq!(last.finish().expect("an answer").text(), "recorded");
 }

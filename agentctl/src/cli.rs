@@ -425,10 +425,10 @@ pub(crate) struct GateArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Times")]
 pub(crate) struct TimeoutArgs {
-    /// Time for the old release to finish what it holds [at first: 30s]
+    /// Time for the old release to finish the requests that it holds [at first: 30s]
     #[arg(long, value_name = "TIME")]
     pub(crate) drain_timeout: Option<AnyTime>,
-    /// Time over which WebSockets and event streams of the old release are closed [at first: 1m]
+    /// Time in which WebSockets and event streams of the old release are closed, evenly [at first: 1m]
     #[arg(long, value_name = "TIME")]
     pub(crate) socket_drain_timeout: Option<AnyTime>,
     /// Time to watch the new release for errors, with a way back; 0 skips it [at first: 1m]

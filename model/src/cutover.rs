@@ -15,6 +15,8 @@ const BAKE_REQUESTS_MIN: u64 = 20;
 const BAKE_ERRORS_ONE_IN: u64 = 5;
 /// Sockets are closed at least so far apart, on average: each comes back as a new connection.
 const SOCKET_SPACING: Duration = Duration::from_millis(100);
+/// Of the time for sockets: the part in which they are asked to close. The rest is for their farewells.
+const SOCKET_SHARE: (u32, u32) = (19, 20);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
@@ -206,18 +208,34 @@ pub fn bake_fails(totals: Totals) -> bool {
 /// How a release that was replaced comes to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DrainPlan {
-    /// What is in flight after this is cut.
+    /// Requests that are in flight after this are cut.
     pub deadline: Duration,
     /// WebSockets and event streams are closed one by one within this.
     pub socket_window: Duration,
+    /// Whatever is left after this is cut. Never before `deadline`.
+    pub socket_deadline: Duration,
 }
 
-/// A handful of sockets is closed at once, thousands are spread out: they all come back.
+impl DrainPlan {
+    /// How long a drain may take at most, however many sockets there are.
+    pub fn longest(timeouts: &Timeouts) -> Duration {
+        drain_plan(timeouts, u64::MAX).socket_deadline
+    }
+}
+
+/// A handful of sockets is closed at once, thousands are spread out: they all come back. With the default of a minute,
+/// 1.8 % of them go in a second. A drain of no time at all leaves none for sockets either.
 pub fn drain_plan(timeouts: &Timeouts, sockets: u64) -> DrainPlan {
+    let (part, whole) = SOCKET_SHARE;
     let spread = SOCKET_SPACING.saturating_mul(u32::try_from(sockets).unwrap_or(u32::MAX));
+    let socket_window = match timeouts.drain {
+        Duration::ZERO => Duration::ZERO,
+        _ => spread.min(timeouts.socket_drain / whole * part),
+    };
     DrainPlan {
         deadline: timeouts.drain,
-        socket_window: spread.min(timeouts.socket_drain).min(timeouts.drain),
+        socket_window,
+        socket_deadline: timeouts.drain.max(socket_window / part * whole),
     }
 }
 
@@ -409,16 +427,22 @@ mod tests {
     #[test]
     fn drains() {
         let s = Duration::from_secs;
-        for (drain, socket_drain, sockets, want) in [
-            (s(30), s(60), 0, Duration::ZERO),
-            (s(30), s(60), 3, Duration::from_millis(300)),
-            (s(30), s(60), 100_000, s(30)),
-            (s(90), s(60), 100_000, s(60)),
-            (s(0), s(60), 10, s(0)),
-            (s(30), s(60), u64::MAX, s(30)),
+        for (drain, socket_drain, sockets, window, socket_deadline) in [
+            (s(30), s(60), 0, Duration::ZERO, s(30)),
+            (s(30), s(60), 3, Duration::from_millis(300), s(30)),
+            (s(30), s(60), 290, s(29), Duration::from_nanos(30_526_315_780)),
+            (s(30), s(60), 100_000, s(57), s(60)),
+            (s(90), s(60), 100_000, s(57), s(90)),
+            (s(30), s(0), 100_000, s(0), s(30)),
+            (s(0), s(60), 100_000, s(0), s(0)),
+            (s(30), s(60), u64::MAX, s(57), s(60)),
+            (Duration::MAX, Duration::MAX, 10, s(1), Duration::MAX),
         ] {
-            let plan = drain_plan(&Timeouts { drain, socket_drain, ..Timeouts::default() }, sockets);
-            assert_eq!((plan.deadline, plan.socket_window), (drain, want), "{sockets} sockets");
+            let timeouts = Timeouts { drain, socket_drain, ..Timeouts::default() };
+            let plan = drain_plan(&timeouts, sockets);
+            let want = DrainPlan { deadline: drain, socket_window: window, socket_deadline };
+            assert_eq!(plan, want, "{sockets} sockets");
+            assert!(DrainPlan::longest(&timeouts) >= plan.socket_deadline, "{sockets} sockets");
         }
     }
 

@@ -93,6 +93,8 @@ reasons! {
     BuffersFull = "buffers_full", 503, Us;
     /// The answer's body is longer than `max-response-body`.
     ResponseTooLarge = "response_too_large", 502, Upstream;
+    /// WebSockets and event streams have all the connections that they may have.
+    SocketsFull = "sockets_full", 503, Us;
 }
 
 impl Reason {

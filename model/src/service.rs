@@ -108,8 +108,9 @@ pub struct Timeouts {
     pub response_head: Duration,
     /// A body without progress, either way.
     pub body_idle: Duration,
+    /// For requests; no time at all is none for sockets either.
     pub drain: Duration,
-    /// Closing WebSockets and event streams is spread over at most this (and at most `drain`).
+    /// Closing WebSockets and event streams is spread over at most this, however short `drain` is.
     pub socket_drain: Duration,
     pub bake: Duration,
 }

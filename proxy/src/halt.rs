@@ -5,14 +5,19 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use model::halt::Halt as Rule;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::CancellationToken;
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Requests that may be on their way to the app at a time out of those that waited: half of what Puma lets stand in its
 /// socket's backlog. Thousands at once would overflow it, and connections would be refused for want of nothing but a moment.
 const GOING_MAX: usize = 512;
+/// After so long a request has left the backlog, and the next one goes although this one has no answer yet: a slow upload
+/// or a slow app must not keep the others waiting.
+const GOING_FOR: Duration = Duration::from_secs(2);
 
 /// One order to pause or stop, until another one takes its place.
 pub struct Halt {
@@ -23,7 +28,7 @@ pub struct Halt {
 }
 
 /// Held by a request that waited, from when it goes on until its answer begins.
-pub type Going = OwnedSemaphorePermit;
+pub type Going = DropGuard;
 
 impl Halt {
     pub fn new(rule: Rule) -> Arc<Self> {
@@ -59,12 +64,23 @@ impl Halt {
         self.lifted.cancelled().await;
     }
 
-    /// When it is lifted, in the order of those who wait: at once for the first, and then one for each that has its answer.
+    /// When it is lifted, in the order of those who wait: at once for the first, and then one for each that has its answer,
+    /// or has been waiting for it long enough.
     pub async fn go(&self) -> Option<Going> {
         self.lifted().await;
         // It is never closed.
-        Arc::clone(&self.going).acquire_owned().await.ok()
+        let turn = Arc::clone(&self.going).acquire_owned().await.ok()?;
+        let answered = CancellationToken::new();
+        // Nobody has to wait for this task: it ends by itself.
+        tokio::spawn(give_back(turn, answered.clone()));
+        Some(answered.drop_guard())
     }
+}
+
+async fn give_back(turn: OwnedSemaphorePermit, answered: CancellationToken) {
+    // Either way the turn is over.
+    let _ = timeout(GOING_FOR, answered.cancelled()).await;
+    drop(turn);
 }
 
 /// A request that waits; dropped, it gives up its place.
@@ -84,8 +100,6 @@ impl Drop for Waiter {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use model::canary::Overrides;
     use model::halt::HaltKind;
 
@@ -135,5 +149,16 @@ mod tests {
         assert!(futures_util::poll!(next.as_mut()).is_pending());
         going.pop();
         assert!(next.await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_get_no_answer_do_not_hold_up_the_others() {
+        let halt = halt();
+        halt.lift();
+        let mut going = Vec::new();
+        for _ in 0..GOING_MAX + 1 {
+            going.push(halt.go().await);
+        }
+        assert_eq!(going.len(), GOING_MAX + 1);
     }
 }

@@ -159,8 +159,18 @@ pub enum Ending {
     Draining {
         sockets_until: Instant,
     },
+    /// The deadline of requests has passed: they stop now. Sockets go on as before.
+    CuttingRequests {
+        sockets_until: Instant,
+    },
     /// The deadline has passed: stop now.
     Cut,
+}
+
+impl Ending {
+    pub fn cuts_requests(&self) -> bool {
+        matches!(self, Self::CuttingRequests { .. } | Self::Cut)
+    }
 }
 
 /// One activation of a release. A release that is rolled back to is activated anew.
@@ -248,15 +258,23 @@ impl Release {
         })
     }
 
-    /// Asks sockets and event streams to close, each at a random moment within `window`.
+    /// Asks sockets and event streams to close, each at a moment of its own within `window`.
     pub fn drain_sockets(&self, window: Duration) {
-        self.ending.send_replace(Ending::Draining { sockets_until: Instant::now() + window });
+        let sockets_until = Instant::now() + window;
+        // Somebody else may drain it already, and be further: what is cut stays cut.
+        self.ending.send_modify(|ending| {
+            *ending = match ending {
+                Ending::Serving | Ending::Draining { .. } => Ending::Draining { sockets_until },
+                Ending::CuttingRequests { .. } => Ending::CuttingRequests { sockets_until },
+                Ending::Cut => Ending::Cut,
+            }
+        });
     }
 
     /// The drain is called off: sockets stay, but for those that have gone already.
     pub fn spare_sockets(&self) {
         self.ending.send_if_modified(|ending| {
-            let drains = matches!(ending, Ending::Draining { .. });
+            let drains = matches!(ending, Ending::Draining { .. } | Ending::CuttingRequests { .. });
             if drains {
                 *ending = Ending::Serving;
             }
@@ -264,21 +282,40 @@ impl Release {
         });
     }
 
-    /// Ends everything that is still in flight. Whoever comes first decides how many that are.
-    pub fn cut(&self) {
-        if !self.is_cut() {
-            self.cut_short.store(self.in_flight().total(), Ordering::Relaxed);
-            self.ending.send_replace(Ending::Cut);
-        }
+    /// Ends the requests that are still in flight, and leaves sockets the moments that they were given.
+    pub fn cut_requests(&self) {
+        self.ending.send_if_modified(|ending| {
+            let Ending::Draining { sockets_until } = *ending else { return false };
+            self.cut_short.store(self.in_flight().requests, Ordering::Relaxed);
+            *ending = Ending::CuttingRequests { sockets_until };
+            true
+        });
     }
 
-    /// How many were in flight at `cut`; 0 before.
+    /// Ends everything that is still in flight. Whoever comes first decides how many that are.
+    pub fn cut(&self) {
+        self.ending.send_if_modified(|ending| {
+            let InFlightCount { requests, sockets } = self.in_flight();
+            match ending {
+                Ending::Cut => return false,
+                // Those requests are counted, and on their way out.
+                Ending::CuttingRequests { .. } => self.cut_short.fetch_add(sockets, Ordering::Relaxed),
+                Ending::Serving | Ending::Draining { .. } => {
+                    self.cut_short.swap(requests + sockets, Ordering::Relaxed)
+                }
+            };
+            *ending = Ending::Cut;
+            true
+        });
+    }
+
+    /// How many were in flight when they were cut; 0 before.
     pub fn cut_short(&self) -> u64 {
         self.cut_short.load(Ordering::Relaxed)
     }
 
-    pub fn is_cut(&self) -> bool {
-        *self.ending.borrow() == Ending::Cut
+    pub fn are_requests_cut(&self) -> bool {
+        self.ending.borrow().cuts_requests()
     }
 
     /// How those in flight learn that they should end.
@@ -316,6 +353,10 @@ pub struct InFlight {
 }
 
 impl InFlight {
+    pub fn is_socket(&self) -> bool {
+        self.kind == Kind::Socket
+    }
+
     pub fn has_seat(&self) -> bool {
         self.seat.is_some()
     }
@@ -398,6 +439,32 @@ mod tests {
         release.close();
         assert_eq!((release.in_flight().total(), renewed.in_flight().total()), (1, 1));
         assert!(!renewed.is_closed());
+    }
+
+    #[tokio::test]
+    async fn requests_are_cut_at_their_deadline_and_sockets_at_theirs() {
+        let release = release();
+        let enter = || release.enter(&release.targets[0], 0).unwrap();
+        let (request, socket) = (enter(), enter().into_socket());
+        release.close();
+        let ending = release.ending();
+        release.drain_sockets(Duration::from_secs(9));
+        assert!(!ending.borrow().cuts_requests());
+        release.cut_requests();
+        assert!(ending.borrow().cuts_requests() && *ending.borrow() != Ending::Cut);
+        drop(request);
+        // Another drain of the same does not take it back, nor does a second cut count it again.
+        release.drain_sockets(Duration::from_secs(9));
+        release.cut_requests();
+        assert!(ending.borrow().cuts_requests());
+        assert_eq!(release.cut_short(), 1);
+        release.cut();
+        release.cut();
+        assert_eq!((*ending.borrow(), release.cut_short()), (Ending::Cut, 2));
+        drop(socket);
+        release.drain_sockets(Duration::ZERO);
+        release.spare_sockets();
+        assert_eq!(*ending.borrow(), Ending::Cut);
     }
 
     #[tokio::test]

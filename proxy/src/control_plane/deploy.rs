@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use model::canary::Cohort;
-use model::cutover::{Event as Step, Plan};
+use model::cutover::{DrainPlan, Event as Step, Plan};
 use model::name::ServiceName;
 use model::policy_patch;
 use model::protocol::{DeployRequest, Done, Problem, ProblemCode};
@@ -139,7 +139,7 @@ impl Deploy {
             targets: self.candidate.record.targets.len(),
             replaces: view.service(self.claim.service()).is_ok(),
             deploy_timeout: self.policy.gate.deploy_timeout,
-            drain: self.policy.timeouts.drain,
+            drain: DrainPlan::longest(&self.policy.timeouts),
             bake: self.policy.timeouts.bake,
         }
     }

@@ -18,8 +18,6 @@ use crate::release::{InFlightCount, Release};
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long those that were cut may take to notice.
 const CUT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Of the drain timeout: the part in which sockets are asked to close. The rest is for their farewells.
-const SOCKET_SHARE: (u32, u32) = (9, 10);
 
 /// Drains each of `releases`, which are closed, in tasks of `tasks`: they end by themselves, whether the
 /// handles are awaited or not. `stop` ends the waiting, not those in flight.
@@ -78,9 +76,8 @@ async fn finished(handles: Vec<JoinHandle<()>>) {
 
 async fn drain(release: Arc<Release>, timeouts: &Timeouts, reporter: &Reporter) {
     let plan = drain_plan(timeouts, release.in_flight().sockets);
-    let deadline = Instant::now() + plan.deadline;
-    let (part, whole) = SOCKET_SHARE;
-    release.drain_sockets(plan.socket_window.min(plan.deadline * part / whole));
+    let began = Instant::now();
+    release.drain_sockets(plan.socket_window);
     let draining = async {
         let idle = release.idle();
         tokio::pin!(idle);
@@ -96,11 +93,15 @@ async fn drain(release: Arc<Release>, timeouts: &Timeouts, reporter: &Reporter) 
             }
         }
     };
-    if tokio::time::timeout_at(deadline, draining).await.is_err() {
-        release.cut();
-        if tokio::time::timeout(CUT_TIMEOUT, release.idle()).await.is_err() {
-            let left = release.in_flight().total();
-            tracing::warn!(release = &*release.id, left, "some requests did not end when they were cut");
+    tokio::pin!(draining);
+    if tokio::time::timeout_at(began + plan.deadline, &mut draining).await.is_err() {
+        release.cut_requests();
+        if tokio::time::timeout_at(began + plan.socket_deadline, draining).await.is_err() {
+            release.cut();
+            if tokio::time::timeout(CUT_TIMEOUT, release.idle()).await.is_err() {
+                let left = release.in_flight().total();
+                tracing::warn!(release = &*release.id, left, "some requests did not end when they were cut");
+            }
         }
     }
     // The deployment has a clock of its own, and may have cut in the same moment.

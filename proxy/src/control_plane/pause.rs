@@ -60,7 +60,11 @@ fn start(context: Shared, name: ServiceName, actor: String, order: Order) -> Res
     let (reporter, events) = report::channel();
     reporter.tell(accepted(&name, verb(&rule), &service.stable));
     let timeouts = service.policy.timeouts.clone();
-    let timeouts = Timeouts { drain: drain.unwrap_or(timeouts.drain), ..timeouts };
+    // Whoever says how long it may take means everything.
+    let timeouts = match drain {
+        Some(drain) => Timeouts { drain, socket_drain: timeouts.socket_drain.min(drain), ..timeouts },
+        None => timeouts,
+    };
     let tasks = context.tasks.clone();
     let operation = Operation { context, name, rule, timeouts, reporter };
     tasks.spawn(operation.run());

@@ -32,6 +32,8 @@ pub struct Admission {
     /// Connections over the limit for as long as those that go for them have not gone.
     overlap: usize,
     per_client: usize,
+    sockets: AtomicUsize,
+    sockets_max: usize,
     clients: Clients,
     doors: Box<[Door]>,
     origin: Instant,
@@ -99,6 +101,15 @@ impl Drop for Admitted {
     }
 }
 
+/// One of the places for WebSockets and event streams, given back when dropped.
+pub struct SocketPlace(Arc<Admission>);
+
+impl Drop for SocketPlace {
+    fn drop(&mut self) {
+        self.0.sockets.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Admission {
     pub fn new(limits: &Limits, workers: usize, metrics: Arc<Metrics>) -> Arc<Self> {
         let door = || Door {
@@ -112,6 +123,8 @@ impl Admission {
             connections: limits.connections,
             overlap: (limits.connections / 16).clamp(16, 1024),
             per_client: limits.connections_per_client,
+            sockets: AtomicUsize::new(0),
+            sockets_max: limits.sockets(),
             clients: Clients::default(),
             doors: (0..workers.max(1)).map(|_| door()).collect(),
             origin: Instant::now(),
@@ -142,6 +155,13 @@ impl Admission {
         } else {
             Err(NoPlace::Full)
         }
+    }
+
+    /// `None` if there are as many sockets as there may be.
+    pub fn enter_socket(self: &Arc<Self>) -> Option<SocketPlace> {
+        let before = self.sockets.fetch_add(1, Ordering::Relaxed);
+        let place = SocketPlace(Arc::clone(self));
+        (before < self.sockets_max).then_some(place)
     }
 
     /// The worker with the connection that is missed least.

@@ -16,6 +16,7 @@ use model::reason::Reason;
 use tokio::time::Instant;
 
 use super::activity::{Activity, Busy};
+use super::admission::SocketPlace;
 use super::buffering::responses::KeptBody;
 use super::buffering::spool::{Next, Spool, SpoolError};
 use super::exchange::{Connection, Facts};
@@ -245,13 +246,14 @@ pub struct TargetBody {
 /// An event stream is closed when its release ends, or when its client leaves.
 pub struct EventStream {
     farewell: Farewell,
+    _place: SocketPlace,
     activity: Arc<Activity>,
 }
 
 impl EventStream {
-    pub fn new(farewell: Farewell, activity: &Arc<Activity>) -> Self {
+    pub fn new(farewell: Farewell, place: SocketPlace, activity: &Arc<Activity>) -> Self {
         activity.begin_event_stream();
-        Self { farewell, activity: Arc::clone(activity) }
+        Self { farewell, _place: place, activity: Arc::clone(activity) }
     }
 }
 

@@ -17,6 +17,7 @@ use model::reason::Reason;
 use model::route::Lookup;
 use model::service::Policy;
 
+use super::admission::SocketPlace;
 use super::admit::{self, CUTOVERS_MAX, Entrance, InLine};
 use super::answer;
 use super::body::{AnswerBody, EventStream, TargetBody};
@@ -56,7 +57,11 @@ pub async fn serve(exchange: Exchange) -> Response<AnswerBody> {
         Err(reason) => Err(reason),
     };
     answered.unwrap_or_else(|reason| {
-        facts.note(|known| known.reason = Some(reason));
+        facts.note(|known| {
+            known.reason = Some(reason);
+            // The next one need not wait until the client has read it.
+            known.going = None;
+        });
         refuse(reason, &facts)
     })
 }
@@ -316,7 +321,10 @@ async fn forward(
 ) -> Result<Response<AnswerBody>, Reason> {
     let worker = &facts.connection.worker;
     let policy = &plan.service.policy;
-    let client_upgrade = client_upgrade(&mut facts.head.borrow_mut(), &body);
+    let client_upgrade = match client_upgrade(&mut facts.head.borrow_mut(), &body) {
+        Some(upgrade) => Some((upgrade, socket_place(facts)?)),
+        None => None,
+    };
     let upload = upload(body, &plan, facts, client_upgrade.is_some());
 
     facts.set_waiting_for_app(true);
@@ -356,9 +364,13 @@ async fn forward(
         }
         None => {
             let is_events = is_event_stream(&fields);
-            let event_stream = is_events.then(|| {
-                EventStream::new(Farewell::new(in_flight.release(), worker), &facts.connection.activity)
-            });
+            let event_stream = match is_events {
+                true => {
+                    let farewell = Farewell::new(in_flight.release(), worker);
+                    Some(EventStream::new(farewell, socket_place(facts)?, &facts.connection.activity))
+                }
+                false => None,
+            };
             let (held, idle) = ((lease, in_flight), policy.timeouts.body_idle);
             // Nobody can say how long a stream of events is.
             let bytes_max = if is_events { Policy::UNLIMITED } else { bytes_max };
@@ -376,6 +388,10 @@ async fn forward(
     *response.status_mut() = status;
     *response.headers_mut() = fields;
     Ok(response)
+}
+
+fn socket_place(facts: &Facts) -> Result<SocketPlace, Reason> {
+    facts.connection.place.for_socket().ok_or(Reason::SocketsFull)
 }
 
 /// The client's side of a WebSocket, if that is what it asks for.
@@ -449,18 +465,18 @@ fn set_visitor_cookie(fields: &mut HeaderMap, id: &str, secure: bool) {
 /// Answers 101 and connects both ends once the client has switched.
 fn switch_protocols(
     head: ResponseHead,
-    client: OnUpgrade,
+    (client, place): (OnUpgrade, SocketPlace),
     (lease, in_flight): (Lease, InFlight),
     facts: &Rc<Facts>,
 ) -> Result<Response<AnswerBody>, Reason> {
     let farewell = Farewell::new(in_flight.release(), &facts.connection.worker);
-    let held = (in_flight.into_tunnel(), Rc::clone(facts));
+    let held = (in_flight.into_tunnel(), place, Rc::clone(facts));
     let (target, ahead) = lease.into_stream().ok_or(Reason::UpstreamProtocol)?;
     facts.connection.worker.tasks.spawn_local(async move {
         let Ok(client) = client.await else { return };
         let target = Ahead::new(ahead, target);
         let carried = tunnel(hyper_util::rt::TokioIo::new(client), target, farewell).await;
-        let (_in_flight, facts) = held;
+        let (_in_flight, _place, facts) = held;
         facts.request_body.bytes.set(carried.from_client);
         facts.response_body_bytes.set(carried.to_client);
     });

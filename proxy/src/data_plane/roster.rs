@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::activity::Activity;
-use super::admission::{Admission, Admitted, Choice, NoPlace};
+use super::admission::{Admission, Admitted, Choice, NoPlace, SocketPlace};
 use super::lines::{Line, Lines, Slot};
 use crate::config::Config;
 use crate::telemetry::connections::{Closed, Refused, WorkerConnections};
@@ -254,6 +254,11 @@ impl Place {
 
     pub fn is_busy(&self) {
         self.roster.leave_line(self.slot);
+    }
+
+    /// A place among the sockets, for one that this connection becomes or carries.
+    pub fn for_socket(&self) -> Option<SocketPlace> {
+        self.roster.admission.enter_socket()
     }
 
     /// Ready when the connection has to go.

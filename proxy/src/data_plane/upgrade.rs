@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,8 +20,8 @@ const SERVICE_RESTART: [u8; 4] = [0x88, 0x02, 0x03, 0xf4];
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
 const BUFFER_BYTES: usize = 16 * 1024;
 
-/// The moment at which one socket of an ending release has to go: a random one within the drain's window,
-/// so that thousands of clients do not come back in the same instant.
+/// The moment at which one socket of an ending release has to go: each has its own within the drain's window, all evenly
+/// spread, so that thousands of clients do not come back in the same instant.
 pub struct Farewell {
     wait: Pin<Box<dyn Future<Output = ()>>>,
     ending: watch::Receiver<Ending>,
@@ -68,19 +69,21 @@ async fn wait_for_end(
             let told = ending.wait_for(|ending| *ending != Ending::Serving);
             tokio::select! {
                 told = told => match told.map(|ending| *ending) {
-                    Ok(Ending::Draining { sockets_until }) => Some(sockets_until),
+                    Ok(Ending::Draining { sockets_until } | Ending::CuttingRequests { sockets_until }) => {
+                        Some(sockets_until)
+                    }
                     Ok(Ending::Serving | Ending::Cut) | Err(_) => return,
                 },
                 () = shutdown.cancelled() => None,
             }
         };
         let until = told.unwrap_or_else(|| Instant::now() + shutdown_window);
-        let moment = until.saturating_duration_since(Instant::now()).mul_f64(random_share());
+        let moment = until.saturating_duration_since(Instant::now()).mul_f64(next_share());
         // A drain may be called off, a shutdown may not.
         let is_over = |ending: &Ending| match ending {
             Ending::Cut => true,
             Ending::Serving => told.is_some(),
-            Ending::Draining { .. } => false,
+            Ending::Draining { .. } | Ending::CuttingRequests { .. } => false,
         };
         tokio::select! {
             () = tokio::time::sleep(moment) => return,
@@ -91,11 +94,15 @@ async fn wait_for_end(
     }
 }
 
-/// Evenly from 0 to 1. The standard library seeds each hasher at random, which is random enough to spread.
-fn random_share() -> f64 {
-    use std::hash::{BuildHasher, Hasher};
-    let bits = std::collections::hash_map::RandomState::new().build_hasher().finish();
-    (bits >> 11) as f64 / (1u64 << 53) as f64
+/// From 0 to 1, each call another. Multiples of the golden ratio: however many follow one another, every part of the
+/// range gets its share of them but for a few. Random ones come in clusters, and thousands have seconds with many more
+/// than their share.
+fn next_share() -> f64 {
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    /// 2⁶⁴ / φ.
+    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+    let share = CALLS.fetch_add(1, Ordering::Relaxed).wrapping_mul(STEP);
+    (share >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// How many bytes a tunnel carried.
@@ -105,8 +112,8 @@ pub struct Carried {
     pub to_client: u64,
 }
 
-/// Carries bytes until one side ends or `farewell` comes. Then the client gets a close frame at the next
-/// frame border, and both connections end. A side that neither reads nor comes to a border is cut.
+/// Carries bytes until one side ends or `farewell` comes. Then the client gets a close frame behind the message that
+/// it is being sent, and both connections end. A side that neither reads nor comes to a border is cut.
 pub async fn tunnel(
     client: impl AsyncRead + AsyncWrite + Unpin,
     target: impl AsyncRead + AsyncWrite + Unpin,
@@ -160,7 +167,7 @@ async fn write(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8], count: &Cell<u6
     Ok(())
 }
 
-/// Like `copy`, but after `farewell` it ends with a close frame at the next border between frames.
+/// Like `copy`, but after `farewell` it ends with a close frame at the next border between messages.
 async fn copy_frames(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
@@ -191,17 +198,23 @@ async fn copy_frames(
     to.shutdown().await
 }
 
+const FIN: u8 = 0x80;
+const OPCODE_CONTROL: u8 = 0x08;
+
 /// Follows the frames of one direction (RFC 6455 §5.2) without looking at what they say.
 #[derive(Default)]
 struct FrameTracker {
     head: [u8; 14],
     head_len: usize,
     payload_left: u64,
+    /// More frames of the same message follow.
+    is_fragmented: bool,
 }
 
 impl FrameTracker {
+    /// No message is cut here, nor a frame.
     fn at_border(&self) -> bool {
-        self.head_len == 0 && self.payload_left == 0
+        self.head_len == 0 && self.payload_left == 0 && !self.is_fragmented
     }
 
     fn until_end(&mut self, mut bytes: &[u8]) {
@@ -211,7 +224,7 @@ impl FrameTracker {
         }
     }
 
-    /// Takes bytes up to the end of the frame that they are in, and says how many.
+    /// Takes bytes up to the end of the message that they are in, and says how many.
     fn until_border(&mut self, bytes: &[u8]) -> usize {
         let mut taken = 0;
         while taken < bytes.len() {
@@ -226,6 +239,10 @@ impl FrameTracker {
                 let Some(payload) = payload_len(&self.head[..self.head_len]) else { continue };
                 self.payload_left = payload;
                 self.head_len = 0;
+                // Control frames come between the fragments of a message, and are none themselves.
+                if self.head[0] & OPCODE_CONTROL == 0 {
+                    self.is_fragmented = self.head[0] & FIN == 0;
+                }
             }
             if self.at_border() {
                 break;
@@ -304,6 +321,49 @@ mod tests {
                 assert_eq!(found, borders, "masked {masked}, reads of {chunk}");
             }
         }
+    }
+
+    #[test]
+    fn a_message_in_fragments_has_one_border() {
+        let part = |first: u8| vec![first, 3, b'a', b'b', b'c'];
+        let ping = [0x89, 0x00];
+        // Text, continued twice with a ping between, and a message in one frame.
+        let whole = [&part(0x01)[..], &ping, &part(0x00), &part(0x80), &part(0x81)].concat();
+        for chunk in [1, 2, 5, whole.len()] {
+            let (mut tracker, mut borders, mut at) = (FrameTracker::default(), Vec::new(), 0);
+            for mut piece in whole.chunks(chunk) {
+                while !piece.is_empty() {
+                    let n = tracker.until_border(piece);
+                    (at, piece) = (at + n, &piece[n..]);
+                    if tracker.at_border() {
+                        borders.push(at);
+                    }
+                }
+            }
+            assert_eq!(borders, [17, 22], "reads of {chunk}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_second_of_a_drain_sees_more_than_its_share() {
+        let (sockets, window) = (5_000, Duration::from_secs(57));
+        let (_ending, seen) = watch::channel(Ending::Draining { sockets_until: Instant::now() + window });
+        let began = Instant::now();
+        let leaving = (0..sockets).map(|_| {
+            let mut farewell = farewell(seen.clone());
+            async move {
+                farewell.wait().await;
+                began.elapsed()
+            }
+        });
+        let mut moments = futures_util::future::join_all(leaving).await;
+        moments.sort_unstable();
+        let second = Duration::from_secs(1);
+        let most = (0..moments.len())
+            .map(|at| moments[at..].iter().take_while(|moment| **moment - moments[at] < second).count())
+            .max();
+        assert!(most.unwrap() * 50 <= sockets, "{most:?} of {sockets} within a second");
+        assert!(*moments.last().unwrap() <= window);
     }
 
     fn farewell(ending: watch::Receiver<Ending>) -> Farewell {

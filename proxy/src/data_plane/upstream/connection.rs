@@ -74,6 +74,10 @@ impl Cut {
         Self { happened: Cell::new(happened), waiting: RefCell::default(), held: RefCell::default() }
     }
 
+    pub fn is_held_by_a_socket(&self) -> bool {
+        self.held.borrow().as_ref().is_some_and(InFlight::is_socket)
+    }
+
     pub fn happen(&self) {
         self.happened.set(true);
         drop(self.held.take());

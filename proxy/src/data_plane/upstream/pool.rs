@@ -68,11 +68,14 @@ impl Pool {
 
     /// A new connection, to be closed when its release is cut off.
     pub fn adopt(&self, target: u64, stream: Stream, mut ending: watch::Receiver<Ending>) -> Lease {
-        let cut = Rc::new(Cut::new(*ending.borrow() == Ending::Cut));
+        let cut = Rc::new(Cut::new(ending.borrow().cuts_requests()));
         let told = Rc::clone(&cut);
         let guard = self.0.tasks.spawn_local(async move {
             // An error means that the release itself is gone, which is the same.
-            let _ = ending.wait_for(|ending| *ending == Ending::Cut).await;
+            let _ = ending.wait_for(Ending::cuts_requests).await;
+            if told.is_held_by_a_socket() {
+                let _ = ending.wait_for(|ending| *ending == Ending::Cut).await;
+            }
             told.happen();
         });
         self.lend(target, Box::new(Connection::new(stream, cut, guard.abort_handle())))
@@ -167,7 +170,7 @@ impl Lease {
         let task = self.pool.0.tasks.spawn_local(async move {
             tokio::select! {
                 sent = upload.finish(&stream, limit, &told.moved) => told.done.set(sent.is_ok()),
-                _ = ending.wait_for(|ending| *ending == Ending::Cut) => {}
+                _ = ending.wait_for(Ending::cuts_requests) => {}
             }
         });
         self.connection.upload_goes_on(task.abort_handle(), progress);

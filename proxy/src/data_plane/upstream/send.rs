@@ -123,7 +123,7 @@ fn reason_of_connect(error: &ConnectError, in_flight: &InFlight) -> Reason {
 
 fn reason_of_ask(error: &AskError, in_flight: &InFlight, facts: &Facts) -> Reason {
     tracing::debug!(target = %in_flight.target().label, error = ?error, "no answer");
-    if in_flight.release().is_cut() {
+    if in_flight.release().are_requests_cut() {
         return Reason::DrainCut;
     }
     match error {
