@@ -13,6 +13,7 @@ mod limits;
 mod pausing;
 mod protection;
 mod proxying;
+mod readers;
 mod rollback;
 mod shutdown;
 mod spoofing;

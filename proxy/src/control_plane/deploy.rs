@@ -13,7 +13,7 @@ use super::activations::{Activation, Live};
 use super::bake::Bake;
 use super::certificates::{self, ServiceCertificate};
 use super::changes::{self, Change};
-use super::context::{Candidate, Context, Gated, Shared, accepted};
+use super::context::{Candidate, Context, Gated, Shared, Wanted, accepted};
 use super::operations::Claim;
 use super::pages::{self, ServicePages};
 use super::pause;
@@ -51,7 +51,7 @@ pub async fn start(
     let declared = view.state.declared.get(&name).map(|declared| &declared.policy);
     let current = service.map(|service| &service.policy).or(declared).cloned().unwrap_or_default();
     let policy = policy_patch::apply(&request.policy, current)?;
-    let mut candidate = context.candidate(&request.targets, request.release.as_ref(), service).await?;
+    let mut candidate = context.candidate(Wanted::of(&request), service).await?;
     let certificate = certificates::load(&policy).await?;
     let pages = pages::load(&policy).await?;
     changes::check_routes(&view.state, &name, &policy)?;
@@ -90,7 +90,7 @@ fn is_stable(live: &Live, candidate: &Candidate, request: &DeployRequest) -> boo
     let same_label = request.release.is_none() || candidate.record.id == stable.record.id;
     same_label
         && candidate.record.has_targets_of(&stable.record)
-        && stable.has_endpoints(&candidate.record.targets, &candidate.endpoints)
+        && stable.has_endpoints(&candidate.record, &candidate.endpoints)
 }
 
 fn already(context: &Context, service: &Service, shown: Option<&ServiceCertificate>) -> Done {
@@ -136,7 +136,7 @@ impl Deploy {
     fn plan(&self) -> Plan {
         let view = self.context.registry.view();
         Plan {
-            targets: self.candidate.record.targets.len(),
+            targets: self.candidate.record.all_targets().count(),
             replaces: view.service(self.claim.service()).is_ok(),
             deploy_timeout: self.policy.gate.deploy_timeout,
             drain: self.policy.timeouts.drain,
@@ -154,7 +154,7 @@ impl Deploy {
             .inspect_err(|_| {
                 progress.step(Step::GateClosed);
             })?;
-        for index in 0..self.candidate.record.targets.len() {
+        for index in 0..self.candidate.record.all_targets().count() {
             progress.step(Step::TargetOpen(index));
         }
         // There are no warm-up requests yet.
