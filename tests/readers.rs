@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 
 use harness::{Answer, App, Ask, Puma, Recorder, Socket, World, eventually, now_ms, refused_address};
-use model::protocol::{ServiceState, TargetRoleName, TargetStateName, TargetStatus};
+use model::protocol::{ProblemCode, ServiceState, TargetRoleName, TargetStateName, TargetStatus};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -361,4 +361,45 @@ fn a_canary_may_have_readers() {
     assert_eq!((methods(&canary), methods(&reader)), (vec!["POST".into()], vec!["GET".to_owned()]));
     assert_eq!(world.get("/").text(), "recorded");
     assert_eq!(methods(&stable), ["GET"]);
+}
+
+#[test]
+fn a_forced_deploy_does_not_wait_and_says_so() {
+    let good = Recorder::answering(OK);
+    let world = World::start();
+    world.deploy(&good.target());
+    let dead = refused_address().to_string();
+    let forced = world.deploy_with(&dead, &["--force"]);
+    assert!(forced.to_string().contains("FORCED: nobody waited until it was healthy"), "{forced}");
+    let events = world.agentctl(["events"]).succeeds().stdout();
+    assert!(events.contains("WITHOUT having passed its gate"), "{events}");
+    assert_eq!(world.get("/").status, 502, "its targets are tried");
+    until(&world, &dead, TargetStateName::Suspect);
+    world.agentctl(["rollback", "shop"]).succeeds();
+    assert_eq!(world.get("/").text(), "ok");
+
+    // What is healthy later serves without another deploy.
+    let late = Puma::misbehaving(App::Rack, "late", &[("BAD", "late_up")]);
+    world.deploy_with(&late.target(), &["--force"]);
+    assert_eq!(world.get("/").text(), "late", "although its probes fail");
+    until(&world, &late.target(), TargetStateName::Serving);
+}
+
+#[test]
+fn a_forced_deploy_is_watched_all_the_same() {
+    let good = Puma::start(App::Rack, "good");
+    let world = World::start();
+    world.deploy(&good.target());
+    let load = world.load("/");
+    load.goes_on_for(10);
+    let dead = refused_address().to_string();
+    let args = ["--json", "deploy", "shop", "--target", &dead, "--force", "--bake", "1m"];
+    let reverted = world.agentctl(args).fails_with(6);
+    let problem = reverted.events().into_iter().find_map(|event| match event {
+        model::protocol::Event::Failed { problem } => Some(problem),
+        _ => None,
+    });
+    assert_eq!(problem.map(|problem| problem.code), Some(ProblemCode::Reverted), "{reverted}");
+    drop(load);
+    assert_eq!(world.get("/").text(), "good");
 }

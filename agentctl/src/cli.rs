@@ -344,6 +344,9 @@ pub(crate) struct DeployArgs {
     pub(crate) buffering: BufferingArgs,
     #[command(flatten)]
     pub(crate) readers: ReaderArgs,
+    /// Give the release the traffic at once, without waiting until it is healthy; bake and rollback stay
+    #[arg(long, help_heading = "Release")]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]

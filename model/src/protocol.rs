@@ -170,6 +170,9 @@ pub struct DeployRequest {
     /// Further targets, for reads alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub read_targets: Vec<String>,
+    /// The release gets the traffic at once, without passing the gate.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

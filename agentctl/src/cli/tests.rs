@@ -345,12 +345,12 @@ fn a_canary_with_everything() {
 
 #[test]
 fn read_targets_are_those_of_a_release() {
-    let request = deploy("--read-target b:1,c:1 --read-target d:1");
+    let request = deploy("--read-target b:1,c:1 --read-target d:1 --force");
     assert_eq!(
         (request.targets, request.read_targets),
         (vec!["a:1".into()], ["b:1", "c:1", "d:1"].map(String::from).to_vec())
     );
-    assert!(deploy("").read_targets.is_empty());
+    assert!(request.force && !deploy("").force && deploy("").read_targets.is_empty());
     let line = "agentctl canary start shop --target a:1 --read-target b:1 --weight 5";
     let verb = Cli::try_parse_from(line.split_whitespace()).unwrap().verb;
     let Verb::Canary(CanaryVerb::Start(arguments)) = verb else { panic!("{verb:?}") };

@@ -22,6 +22,7 @@ pub(crate) fn request(arguments: &DeployArgs) -> DeployRequest {
         replace_canary: arguments.replace_canary,
         policy: policy(arguments),
         read_targets: texts(&arguments.release.read_targets),
+        force: arguments.force,
     }
 }
 
