@@ -22,7 +22,12 @@ fn service(n: usize) -> Arc<Service> {
         name: format!("shop{n}").into(),
         policy: Policy::default(),
         redirect_to_https: false,
-        stable: Slot { cohort: Cohort::Stable, release, targets: Box::new([target]) },
+        stable: Slot {
+            cohort: Cohort::Stable,
+            release,
+            targets: Box::new([target]),
+            readers: Box::default(),
+        },
         canary: None,
         pages: None,
         log_fields: LogFields::default(),

@@ -15,6 +15,7 @@ mod parity;
 mod pausing;
 mod protection;
 mod proxying;
+mod readers;
 mod rollback;
 mod shutdown;
 mod sockets;

@@ -342,6 +342,11 @@ pub(crate) struct DeployArgs {
     pub(crate) client: ClientArgs,
     #[command(flatten)]
     pub(crate) buffering: BufferingArgs,
+    #[command(flatten)]
+    pub(crate) readers: ReaderArgs,
+    /// Give the release the traffic at once, without waiting until it is healthy; bake and rollback stay
+    #[arg(long, help_heading = "Release")]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]
@@ -359,6 +364,10 @@ pub(crate) struct ReleaseArgs {
     /// Name of the release, such as a git sha [default: r1, r2, …]
     #[arg(long, value_name = "LABEL")]
     pub(crate) release: Option<ReleaseId>,
+    /// Where the app listens for reads alone: GET and HEAD go there while one of these is well; repeatable,
+    /// commas
+    #[arg(long = "read-target", value_delimiter = ',', value_name = "TARGET")]
+    pub(crate) read_targets: Vec<TargetAddress>,
 }
 
 #[derive(Debug, Args)]
@@ -532,6 +541,17 @@ pub(crate) struct BufferingArgs {
     /// Largest response body in bytes, buffered or not; 0: any length [at first: 0]
     #[arg(long, value_name = "BYTES")]
     pub(crate) max_response_body: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Read targets")]
+pub(crate) struct ReaderArgs {
+    /// Time for which a visitor who has written reads from the other targets; 0s: none [at first: 1s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) writer_affinity_timeout: Option<AnyTime>,
+    /// Open WebSockets to read targets, too [at first: false]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) read_target_websockets: Option<bool>,
 }
 
 #[derive(Debug, Args)]

@@ -210,6 +210,7 @@ mod tests {
             id: id.parse().unwrap(),
             targets: vec!["127.0.0.1:1".parse().unwrap()],
             created_ms: 0,
+            readers: Vec::new(),
         };
         let mut service = Service::new("shop".parse().unwrap(), Policy::default(), release("r1"));
         assert_eq!(undeclared(&service), BTreeMap::new());

@@ -290,6 +290,11 @@ pub fn eligible(slot: &[Standing]) -> Vec<usize> {
     rules.into_iter().map(those).find(|found| !found.is_empty()).unwrap_or_default()
 }
 
+/// Those that are well, as indices: of targets that others can stand in for.
+pub fn well(slot: &[Standing]) -> Vec<usize> {
+    (0..slot.len()).filter(|i| slot[*i].is_well()).collect()
+}
+
 /// Some target is ejected, or none answers its probes and they are tried all the same.
 pub fn is_degraded(states: &[State]) -> bool {
     states.contains(&State::Ejected) || !states.contains(&State::Serving)
@@ -328,6 +333,21 @@ mod tests {
         Event::Retired,
         Event::GaveUp,
     ];
+
+    #[test]
+    fn others_stand_in_for_those_that_are_not_well() {
+        let standing = |state, fallen| Standing { state, fallen };
+        let (serving, doubted) = (Standing::BELIEVED, standing(State::Suspect, false));
+        let (down, ejected) = (standing(State::Suspect, true), standing(State::Ejected, true));
+        for (slot, want) in [
+            (&[][..], &[][..]),
+            (&[serving, doubted], &[0, 1]),
+            (&[ejected, serving, down], &[1]),
+            (&[down, ejected], &[]),
+        ] {
+            assert_eq!(well(slot), want, "{slot:?}");
+        }
+    }
 
     fn in_state(state: State) -> Health {
         Health { state, ..Health::pending(Duration::ZERO) }

@@ -24,6 +24,7 @@ pub mod probe;
 pub mod protocol;
 pub mod provenance;
 pub mod proxy_protocol;
+pub mod readers;
 pub mod reason;
 pub mod route;
 pub mod service;

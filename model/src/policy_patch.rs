@@ -13,7 +13,7 @@ use crate::canary::Overrides;
 use crate::duration;
 use crate::name::{HostName, HostPattern, PathPrefix};
 use crate::protocol::{BypassBody, OverridesBody, PolicyPatch, Problem, ProblemCode};
-use crate::service::{CertificateFiles, Concurrency, Policy, Recording, TlsPolicy};
+use crate::service::{CertificateFiles, Concurrency, Policy, ReaderPolicy, Recording, TlsPolicy};
 
 /// No wait of ours may be longer: beyond it, a typo is likelier than a wish.
 const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -30,6 +30,7 @@ pub fn apply(patch: &PolicyPatch, mut policy: Policy) -> Result<Policy, Problem>
     apply_recording(patch, &mut policy.recording)?;
     apply_client(patch, &mut policy)?;
     apply_buffering(patch, &mut policy);
+    apply_readers(patch, &mut policy.readers)?;
     Ok(policy)
 }
 
@@ -78,6 +79,8 @@ pub fn from_policy(policy: &Policy) -> PolicyPatch {
         buffer_responses: Some(policy.buffering.responses),
         buffer_memory_bytes: Some(policy.buffering.memory_bytes_max),
         max_response_body_bytes: Some(printed(policy.response_body_bytes_max)),
+        writer_affinity_timeout: text(policy.readers.writer_affinity),
+        read_target_websockets: Some(policy.readers.websockets),
     }
 }
 
@@ -375,6 +378,11 @@ fn apply_buffering(patch: &PolicyPatch, policy: &mut Policy) {
     set(&mut policy.response_body_bytes_max, patch.max_response_body_bytes.map(parsed));
 }
 
+fn apply_readers(patch: &PolicyPatch, readers: &mut ReaderPolicy) -> Result<(), Problem> {
+    set(&mut readers.websockets, patch.read_target_websockets);
+    bounded("writer_affinity_timeout", patch.writer_affinity_timeout.as_ref(), &mut readers.writer_affinity)
+}
+
 /// A token of RFC 9110 §5.6.2: the name of a header or cookie.
 pub(crate) fn is_token(name: &str) -> bool {
     let mark = |b: u8| b"!#$%&'*+-.^_`|~".contains(&b);
@@ -477,6 +485,7 @@ mod tests {
                 "exclude_metrics_paths",
             ),
             (|p| p.client_ip_header = Some("X-Forwarded-For".into()), "client_ip_header"),
+            (|p| p.writer_affinity_timeout = Some("25h".into()), "writer_affinity_timeout"),
         ];
         for (set, field) in rows {
             let mut patch = PolicyPatch { hosts: Some(vec!["shop.test".into()]), ..PolicyPatch::default() };
@@ -582,6 +591,8 @@ mod tests {
                 buffer_responses: Some(flags[5]),
                 buffer_memory_bytes: Some(u64::from(number) * 2),
                 max_response_body_bytes: Some(u64::from(number) * 3),
+                writer_affinity_timeout: Some(format!("{number}ms")),
+                read_target_websockets: Some(flags[0] && flags[5]),
             }
         }
     }

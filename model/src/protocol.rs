@@ -146,6 +146,12 @@ pub struct PolicyPatch {
     /// 0: any length.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_response_body_bytes: Option<u64>,
+    /// How long the reads of a visitor who has written go to the writers; `0s`: they do not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub writer_affinity_timeout: Option<String>,
+    /// Whether WebSockets may be opened to read targets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_target_websockets: Option<bool>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -161,6 +167,12 @@ pub struct DeployRequest {
     pub replace_canary: bool,
     #[serde(default)]
     pub policy: PolicyPatch,
+    /// Further targets, for reads alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub read_targets: Vec<String>,
+    /// The release gets the traffic at once, without passing the gate.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -184,6 +196,9 @@ pub struct CanaryStartRequest {
     pub rollout: Option<String>,
     #[serde(default)]
     pub overrides: OverridesBody,
+    /// Further targets, for reads alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub read_targets: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -356,6 +371,19 @@ pub struct TargetStatus {
     pub seats: Option<SeatsStatus>,
     /// What the last probe saw, such as `200 in 3ms` or `connection refused`.
     pub last_probe: Option<String>,
+    /// What it is there for.
+    #[serde(default)]
+    pub role: TargetRoleName,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TargetRoleName {
+    /// Reads and writes.
+    #[default]
+    Writer,
+    /// Reads alone.
+    Reader,
 }
 
 /// What a target may hold at a time. Upgraded connections take no seat.
@@ -437,6 +465,9 @@ pub struct HistoryItem {
     pub reason: Option<String>,
     /// The slot that the release is in now, if any.
     pub slot: Option<Slot>,
+    /// Targets for reads alone.
+    #[serde(default)]
+    pub readers: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

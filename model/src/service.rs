@@ -45,6 +45,7 @@ pub struct Policy {
     pub buffering: Buffering,
     /// `Policy::UNLIMITED`: any length.
     pub response_body_bytes_max: u64,
+    pub readers: ReaderPolicy,
 }
 
 /// What is written down of a service's requests beyond the ordinary.
@@ -144,6 +145,15 @@ pub struct Buffering {
     pub memory_bytes_max: u64,
 }
 
+/// How reads and writes part where a release has targets for reads alone (`model::readers`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReaderPolicy {
+    /// How long the reads of a visitor who has written go to the writers; zero: they do not.
+    pub writer_affinity: Duration,
+    /// WebSockets are opened to readers, too.
+    pub websockets: bool,
+}
+
 impl Policy {
     /// More than any body can have.
     pub const UNLIMITED: u64 = u64::MAX;
@@ -169,6 +179,7 @@ impl Default for Policy {
             client_ip_header: None,
             buffering: Buffering::default(),
             response_body_bytes_max: Self::UNLIMITED,
+            readers: ReaderPolicy::default(),
         }
     }
 }
@@ -205,6 +216,12 @@ impl Default for Buffering {
     }
 }
 
+impl Default for ReaderPolicy {
+    fn default() -> Self {
+        Self { writer_affinity: Duration::from_secs(1), websockets: false }
+    }
+}
+
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
@@ -222,23 +239,32 @@ impl Default for Timeouts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Release {
     pub id: ReleaseId,
-    /// Never empty.
+    /// For reads and writes. Never empty.
     pub targets: Vec<TargetAddress>,
     /// Unix time in ms.
     pub created_ms: u64,
+    /// Further targets, for reads alone.
+    pub readers: Vec<TargetAddress>,
 }
 
 impl Release {
-    /// Whether both run on the same addresses, in whatever order they were named.
+    /// The readers last.
+    pub fn all_targets(&self) -> impl Iterator<Item = &TargetAddress> {
+        self.targets.iter().chain(&self.readers)
+    }
+
+    /// Whether both run on the same addresses, in whatever order they were named, each for the same.
     pub fn has_targets_of(&self, other: &Self) -> bool {
         // Neither names one twice.
-        self.targets.len() == other.targets.len()
-            && self.targets.iter().all(|target| other.targets.contains(target))
+        let are_same = |own: &[TargetAddress], others: &[TargetAddress]| {
+            own.len() == others.len() && own.iter().all(|target| others.contains(target))
+        };
+        are_same(&self.targets, &other.targets) && are_same(&self.readers, &other.readers)
     }
 
     /// Whether both run on some address.
     pub fn shares_a_target_with(&self, other: &Self) -> bool {
-        self.targets.iter().any(|target| other.targets.contains(target))
+        self.all_targets().any(|target| other.all_targets().any(|one| one == target))
     }
 }
 
@@ -398,7 +424,7 @@ mod tests {
 
     fn release(id: &str, ports: &[u16]) -> Release {
         let targets = ports.iter().map(|port| format!("127.0.0.1:{port}").parse().unwrap()).collect();
-        Release { id: id.parse().unwrap(), targets, created_ms: 0 }
+        Release { id: id.parse().unwrap(), targets, created_ms: 0, readers: Vec::new() }
     }
 
     fn entry(release: Release, outcome: Outcome) -> HistoryEntry {
@@ -418,6 +444,20 @@ mod tests {
             (&[1, 2], &[3], false, false),
         ] {
             let (one, other) = (release("a", one), release("b", other));
+            assert_eq!(one.has_targets_of(&other), same, "{one:?} {other:?}");
+            assert_eq!(one.shares_a_target_with(&other), shares, "{one:?} {other:?}");
+        }
+        let with_reader = |id: &str, ports: &[u16], reader: u16| Release {
+            readers: vec![format!("127.0.0.1:{reader}").parse().unwrap()],
+            ..release(id, ports)
+        };
+        for (one, other, same, shares) in [
+            (with_reader("a", &[1], 2), with_reader("b", &[1], 2), true, true),
+            (with_reader("a", &[1], 2), release("b", &[1, 2]), false, true),
+            (with_reader("a", &[1], 2), with_reader("b", &[2], 1), false, true),
+            (with_reader("a", &[1], 2), with_reader("b", &[3], 2), false, true),
+            (with_reader("a", &[1], 2), with_reader("b", &[3], 4), false, false),
+        ] {
             assert_eq!(one.has_targets_of(&other), same, "{one:?} {other:?}");
             assert_eq!(one.shares_a_target_with(&other), shares, "{one:?} {other:?}");
         }

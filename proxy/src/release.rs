@@ -177,9 +177,14 @@ impl Ending {
 pub struct Release {
     /// As operators know it, such as a git sha.
     pub id: Arc<str>,
+    /// The writers first.
     pub targets: Box<[Arc<Target>]>,
-    /// Of the requests that wait for one of the targets.
+    /// How many of the targets are writers; never 0.
+    writers: usize,
+    /// Of the requests that wait for one of the writers.
     pub queue: Queue,
+    /// Of those that wait for one of the readers.
+    pub reader_queue: Queue,
     /// Counts those that never got one.
     pub unseated: Arc<TargetStats>,
     closed: AtomicBool,
@@ -200,10 +205,24 @@ impl Release {
         queue: Queue,
         unseated: Arc<TargetStats>,
     ) -> Arc<Self> {
+        Self::with_readers(id, targets, Vec::new(), queue, unseated)
+    }
+
+    /// The readers wait in a line of their own, beside `queue`.
+    pub fn with_readers(
+        id: &str,
+        writers: Vec<Arc<Target>>,
+        readers: Vec<Arc<Target>>,
+        queue: Queue,
+        unseated: Arc<TargetStats>,
+    ) -> Arc<Self> {
+        let reader_queue = Queue::new(Arc::clone(queue.admission()));
         Arc::new(Self {
             id: id.into(),
-            targets: targets.into(),
+            writers: writers.len(),
+            targets: writers.into_iter().chain(readers).collect(),
             queue,
+            reader_queue,
             unseated,
             closed: AtomicBool::new(false),
             cut_short: AtomicU64::new(0),
@@ -215,9 +234,24 @@ impl Release {
     /// Another activation of the same targets. What is in flight now is not in flight there, and can be told from
     /// what comes later.
     pub fn renewed(&self) -> Arc<Self> {
-        let targets = self.targets.iter().map(|target| target.renewed()).collect();
+        let renewed = |targets: &[Arc<Target>]| targets.iter().map(|target| target.renewed()).collect();
         let queue = Queue::new(Arc::clone(self.queue.admission()));
-        Self::with_queue(&self.id, targets, queue, Arc::clone(&self.unseated))
+        let (writers, readers) = (renewed(self.writers()), renewed(self.readers()));
+        Self::with_readers(&self.id, writers, readers, queue, Arc::clone(&self.unseated))
+    }
+
+    pub fn writers(&self) -> &[Arc<Target>] {
+        &self.targets[..self.writers]
+    }
+
+    /// Those for reads alone; most releases have none.
+    pub fn readers(&self) -> &[Arc<Target>] {
+        &self.targets[self.writers..]
+    }
+
+    /// How many requests wait for one of the targets.
+    pub fn waiting(&self) -> usize {
+        self.queue.waiting() + self.reader_queue.waiting()
     }
 
     /// Counts a request in. `None` once the release is closed: the caller loads the snapshot again, which
@@ -246,6 +280,7 @@ impl Release {
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.queue.close();
+        self.reader_queue.close();
     }
 
     pub fn is_closed(&self) -> bool {

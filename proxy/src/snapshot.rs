@@ -11,12 +11,13 @@ use arc_swap::{ArcSwap, Guard};
 use http::header::HeaderName;
 use model::canary::{Assignment, Cohort};
 use model::page::Pages;
+use model::readers::Role;
 use model::route::{HostMap, RouteTable};
 use model::service::Policy;
 use rustls::sign::CertifiedKey;
 
 use crate::halt::Halt;
-use crate::release::{Release, Target};
+use crate::release::{Queue, Release, Target};
 use crate::telemetry::metrics::{Gauges, Halted, Labels};
 
 #[derive(Default)]
@@ -57,8 +58,34 @@ pub struct LogFields {
 pub struct Slot {
     pub cohort: Cohort,
     pub release: Arc<Release>,
-    /// Those that may be tried, never empty: the last target is never ejected.
+    /// Writers that may be tried, never empty: the last one is never ejected.
     pub targets: Box<[Arc<Target>]>,
+    /// Readers that are well; where there is none, the writers answer reads too.
+    pub readers: Box<[Arc<Target>]>,
+}
+
+impl Slot {
+    /// Where a request that wants `role` goes, and the line in front of it.
+    pub fn side(&self, role: Role) -> (&[Arc<Target>], &Queue) {
+        match role {
+            Role::Reader if !self.readers.is_empty() => (&self.readers, &self.release.reader_queue),
+            _ => (&self.targets, &self.release.queue),
+        }
+    }
+
+    /// Those of `role` that may be tried.
+    pub fn of(&self, role: Role) -> &[Arc<Target>] {
+        match role {
+            Role::Writer => &self.targets,
+            Role::Reader => &self.readers,
+        }
+    }
+
+    /// The lines that are open.
+    pub fn queues(&self) -> impl Iterator<Item = &Queue> {
+        let readers = (!self.readers.is_empty()).then_some(&self.release.reader_queue);
+        std::iter::once(&self.release.queue).chain(readers)
+    }
 }
 
 pub struct Canary {
@@ -88,7 +115,7 @@ impl Snapshot {
                     let count = target.in_flight();
                     in_flight.push((labels(&target.label), count.requests, count.sockets));
                 }
-                waiting.push((labels(&Labels::NO_TARGET.into()), release.queue.waiting() as u64));
+                waiting.push((labels(&Labels::NO_TARGET.into()), release.waiting() as u64));
             }
         }
         let halted = self.services.values().filter_map(|service| {

@@ -102,6 +102,7 @@ fn defaults_in_the_help_are_true() {
         strip_path_prefix,
         visitor,
         buffering,
+        readers,
         ..
     } = policy;
     let command = command();
@@ -128,6 +129,8 @@ fn defaults_in_the_help_are_true() {
         ("buffer-responses", buffering.responses.to_string()),
         ("buffer-memory", buffering.memory_bytes_max.to_string()),
         ("max-response-body", response_body.to_string()),
+        ("writer-affinity-timeout", duration::print(readers.writer_affinity)),
+        ("read-target-websockets", readers.websockets.to_string()),
     ] {
         let argument = deploy.get_arguments().find(|argument| argument.get_long() == Some(flag)).unwrap();
         let help = argument.get_help().unwrap().to_string();
@@ -163,6 +166,12 @@ fn what_is_wrong_is_said_with_what_to_do() {
         ("deploy shop --target a:1 --buffer-requests=maybe", "[possible values: true, false]"),
         ("deploy shop --target a:1 --queue-timeout 0", "no time at all: write more than zero"),
         ("deploy shop --target a:1 --slow-start 15", "`15` is not a duration: write a number with a unit"),
+        ("deploy shop --target a:1 --read-target a", "names no port: write `host:port`"),
+        (
+            "deploy shop --target a:1 --writer-affinity-timeout 1",
+            "`1` is not a duration: write a number with a unit",
+        ),
+        ("deploy shop --read-target a:1", "--target <TARGET>"),
         ("deploy shop --target a:1 --visitor-header user:id", "is not a header or cookie name"),
         (
             "deploy shop --target a:1 --healthcheck-path /up",
@@ -286,6 +295,14 @@ fn flags_become_settings_and_no_flag_becomes_none() {
             "--forward-headers --client-ip-header CF-Connecting-IP",
             PolicyPatch { forward_headers: Some(true), client_ip_header: text("cf-connecting-ip"), ..none() },
         ),
+        (
+            "--writer-affinity-timeout 1500ms --read-target-websockets",
+            PolicyPatch {
+                writer_affinity_timeout: text("1s500ms"),
+                read_target_websockets: Some(true),
+                ..none()
+            },
+        ),
         ("--client-ip-header=", PolicyPatch { client_ip_header: text(""), ..none() }),
         (
             "--buffer-requests --buffer-responses=false --buffer-memory 0 --max-response-body 7",
@@ -324,6 +341,20 @@ fn a_canary_with_everything() {
     );
     assert_eq!(overrides.networks, ["10.0.0.1/32", "fd00::/8"]);
     assert_eq!(overrides.visitors, ["42", "a,b"]);
+}
+
+#[test]
+fn read_targets_are_those_of_a_release() {
+    let request = deploy("--read-target b:1,c:1 --read-target d:1 --force");
+    assert_eq!(
+        (request.targets, request.read_targets),
+        (vec!["a:1".into()], ["b:1", "c:1", "d:1"].map(String::from).to_vec())
+    );
+    assert!(request.force && !deploy("").force && deploy("").read_targets.is_empty());
+    let line = "agentctl canary start shop --target a:1 --read-target b:1 --weight 5";
+    let verb = Cli::try_parse_from(line.split_whitespace()).unwrap().verb;
+    let Verb::Canary(CanaryVerb::Start(arguments)) = verb else { panic!("{verb:?}") };
+    assert_eq!(canary::start_request(&arguments).read_targets, ["b:1"]);
 }
 
 #[test]

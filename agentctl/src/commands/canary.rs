@@ -41,6 +41,7 @@ pub(crate) fn start_request(arguments: &CanaryStartArgs) -> CanaryStartRequest {
             networks: texts(&arguments.networks),
             visitors: arguments.visitors.clone(),
         },
+        read_targets: texts(&arguments.release.read_targets),
     }
 }
 

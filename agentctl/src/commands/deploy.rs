@@ -21,13 +21,15 @@ pub(crate) fn request(arguments: &DeployArgs) -> DeployRequest {
         release: text(arguments.release.release.as_ref()),
         replace_canary: arguments.replace_canary,
         policy: policy(arguments),
+        read_targets: texts(&arguments.release.read_targets),
+        force: arguments.force,
     }
 }
 
 /// A flag that was not given stays `None`: the service keeps its setting.
 fn policy(arguments: &DeployArgs) -> PolicyPatch {
     let DeployArgs { routing, tls, gate, timeouts, concurrency, visitors, .. } = arguments;
-    let DeployArgs { pages, recording, client, buffering, .. } = arguments;
+    let DeployArgs { pages, recording, client, buffering, readers, .. } = arguments;
     PolicyPatch {
         hosts: routing.hosts.as_deref().map(given),
         path_prefixes: routing.path_prefixes.as_deref().map(texts),
@@ -68,6 +70,8 @@ fn policy(arguments: &DeployArgs) -> PolicyPatch {
         buffer_responses: buffering.buffer_responses,
         buffer_memory_bytes: buffering.buffer_memory,
         max_response_body_bytes: buffering.max_response_body,
+        writer_affinity_timeout: text(readers.writer_affinity_timeout.as_ref()),
+        read_target_websockets: readers.read_target_websockets,
     }
 }
 

@@ -5,6 +5,7 @@ use model::protocol::{History, HistoryItem, OutcomeName, Slot};
 use super::age::age;
 use super::paint::{Paint, Tone};
 use super::table::{Cell, table};
+use super::words;
 
 /// One row for each entry, the newest first.
 pub(crate) fn table_of(history: &History, now_ms: u64, paint: Paint) -> String {
@@ -19,9 +20,14 @@ fn row(entry: &HistoryItem, now_ms: u64) -> [Cell; 7] {
         outcome(entry.outcome),
         age(now_ms, entry.at_ms).into(),
         entry.actor.as_str().into(),
-        entry.targets.join(",").into(),
+        targets(entry).into(),
         entry.reason.as_deref().unwrap_or_default().into(),
     ]
+}
+
+fn targets(entry: &HistoryItem) -> String {
+    let readers = entry.readers.iter().map(|target| words::reader(target));
+    entry.targets.iter().cloned().chain(readers).collect::<Vec<_>>().join(",")
 }
 
 fn slot(slot: Slot) -> &'static str {
@@ -58,6 +64,7 @@ mod tests {
             actor: "root (uid 0)".into(),
             reason: reason.map(str::to_owned),
             slot,
+            readers: if slot == Some(Slot::Held) { vec!["127.0.0.1:3003".into()] } else { Vec::new() },
         };
         let history = History {
             service: "shop".into(),
@@ -68,10 +75,10 @@ mod tests {
             ],
         };
         insta::assert_snapshot!(table_of(&history, NOW_MS, Paint::new(false)), @r"
-        RELEASE  SLOT    OUTCOME         AGE  BY            TARGETS                        REASON
-        r1       stable  rolled back to  1m   root (uid 0)  127.0.0.1:3001,127.0.0.1:3002  -
-        r3       -       refused         1m   root (uid 0)  127.0.0.1:3001,127.0.0.1:3002  connection refused
-        r2       held    deployed        1m   root (uid 0)  127.0.0.1:3001,127.0.0.1:3002  -
+        RELEASE  SLOT    OUTCOME         AGE  BY            TARGETS                                               REASON
+        r1       stable  rolled back to  1m   root (uid 0)  127.0.0.1:3001,127.0.0.1:3002                         -
+        r3       -       refused         1m   root (uid 0)  127.0.0.1:3001,127.0.0.1:3002                         connection refused
+        r2       held    deployed        1m   root (uid 0)  127.0.0.1:3001,127.0.0.1:3002,127.0.0.1:3003 (reads)  -
         ");
     }
 }

@@ -2,7 +2,8 @@
 
 use model::protocol::{
     BypassBody, CanaryStatus, DeploymentPhase, HaltStatus, Listeners, Operation, OverridesBody, PolicyPatch,
-    ReleaseStatus, SeatsStatus, ServiceState, ServiceStatus, Status, TargetStateName, TargetStatus,
+    ReleaseStatus, SeatsStatus, ServiceState, ServiceStatus, Status, TargetRoleName, TargetStateName,
+    TargetStatus,
 };
 
 pub(crate) const NOW_MS: u64 = 1_795_000_000_000;
@@ -140,5 +141,12 @@ fn crowded(mut release: ReleaseStatus) -> ReleaseStatus {
 
 fn target(address: &str, state: TargetStateName, probe: &str) -> TargetStatus {
     let last_probe = Some(probe.into());
-    TargetStatus { target: address.into(), state, in_flight: 4, seats: None, last_probe }
+    TargetStatus {
+        target: address.into(),
+        state,
+        in_flight: 4,
+        seats: None,
+        last_probe,
+        role: TargetRoleName::Writer,
+    }
 }

@@ -3,7 +3,7 @@
 use model::declared;
 use model::protocol::{
     BypassBody, HaltStatus, Listeners, Operation, PolicyPatch, ReleaseStatus, SeatsStatus, ServiceStatus,
-    Status, TargetStatus,
+    Status, TargetRoleName, TargetStatus,
 };
 
 use super::age::age;
@@ -11,7 +11,9 @@ use super::clean;
 use super::paint::{Paint, Tone};
 use super::plan;
 use super::table::{Cell, table};
-use super::words::{counted, phase_text, service_state, state_text, target_state, target_tone, yes_or_no};
+use super::words::{
+    self, counted, phase_text, service_state, state_text, target_state, target_tone, yes_or_no,
+};
 
 /// The whole agent: what it is, where it listens, what it serves.
 pub(crate) fn agent(status: &Status, now_ms: u64, paint: Paint) -> String {
@@ -174,7 +176,10 @@ pub(crate) fn release_targets(release: &ReleaseStatus, paint: Paint) -> String {
 fn target_cells(target: &TargetStatus) -> [Cell; 4] {
     let probe = target.last_probe.as_deref().unwrap_or_default();
     [
-        target.target.as_str().into(),
+        match target.role {
+            TargetRoleName::Writer => target.target.as_str().into(),
+            TargetRoleName::Reader => words::reader(&target.target).into(),
+        },
         Cell::toned(target_tone(target.state), target_state(target.state)),
         in_flight(target).into(),
         clean::shorten(probe, 60).into(),

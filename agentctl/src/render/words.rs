@@ -14,6 +14,11 @@ pub(crate) fn counted(count: u64, thing: &str) -> String {
     format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
 }
 
+/// A target for reads alone.
+pub(crate) fn reader(target: &str) -> String {
+    format!("{target} (reads)")
+}
+
 pub(crate) fn service_state(state: ServiceState) -> Cell {
     let tone = match state {
         ServiceState::Serving => Tone::Good,

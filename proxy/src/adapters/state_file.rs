@@ -151,6 +151,7 @@ mod tests {
             id: "r1".parse().unwrap(),
             targets: vec!["127.0.0.1:3000".parse().unwrap()],
             created_ms: generation,
+            readers: Vec::new(),
         };
         let name: ServiceName = "shop".parse().unwrap();
         let service = Service::new(name.clone(), Policy::default(), release);

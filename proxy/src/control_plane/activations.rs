@@ -90,7 +90,7 @@ impl Factory {
         admission
     }
 
-    /// `endpoints` are those of the record's targets, in order.
+    /// `endpoints` are those of all of the record's targets, in order.
     pub fn activate(
         &self,
         service: &ServiceName,
@@ -107,14 +107,15 @@ impl Factory {
                 target: label.into(),
             })
         };
-        let target = |(address, endpoint): (&_, Endpoint)| {
+        let target = |(address, endpoint): (&TargetAddress, Endpoint)| {
             let label = ToString::to_string(address);
             let seats = admission.seats(&endpoint);
             Target::with_seats(&label, endpoint, stats(&label), self.workers, seats)
         };
-        let targets = record.targets.iter().zip(endpoints).map(target).collect();
-        let queue = Queue::new(Arc::clone(&admission));
-        let release = Release::with_queue(record.id.as_str(), targets, queue, stats(Labels::NO_TARGET));
+        let mut writers: Vec<_> = record.all_targets().zip(endpoints).map(target).collect();
+        let readers = writers.split_off(record.targets.len());
+        let (queue, unseated) = (Queue::new(Arc::clone(&admission)), stats(Labels::NO_TARGET));
+        let release = Release::with_readers(record.id.as_str(), writers, readers, queue, unseated);
         Activation { record: record.clone(), release, earlier: Vec::new() }
     }
 
@@ -180,14 +181,13 @@ impl Activation {
     /// Whether both stand for the same processes. A name may lead to another address than before: then the
     /// old process is as good as replaced, and must be drained.
     fn runs_where(&self, other: &Self) -> bool {
-        self.record.has_targets_of(&other.record)
-            && self.has_endpoints(&other.record.targets, &other.endpoints())
+        self.record.has_targets_of(&other.record) && self.has_endpoints(&other.record, &other.endpoints())
     }
 
-    /// Whether each of `targets`, which are those of the record in any order, is at work at its endpoint.
-    pub fn has_endpoints(&self, targets: &[TargetAddress], endpoints: &[Endpoint]) -> bool {
-        let own = || self.record.targets.iter().zip(self.release.targets.iter());
-        targets.iter().zip(endpoints).all(|(address, endpoint)| {
+    /// Whether each target of `record`, which are our own in any order, is at work at its endpoint.
+    pub fn has_endpoints(&self, record: &Record, endpoints: &[Endpoint]) -> bool {
+        let own = || self.record.all_targets().zip(self.release.targets.iter());
+        record.all_targets().zip(endpoints).all(|(address, endpoint)| {
             own().any(|(own_address, target)| own_address == address && target.endpoint == *endpoint)
         })
     }
@@ -261,7 +261,7 @@ mod tests {
 
     fn record(id: &str, port: u16) -> Record {
         let target = format!("127.0.0.1:{port}").parse().unwrap();
-        Record { id: id.parse().unwrap(), targets: vec![target], created_ms: 0 }
+        Record { id: id.parse().unwrap(), targets: vec![target], created_ms: 0, readers: Vec::new() }
     }
 
     fn gated(factory: &Factory, record: &Record, cohort: Cohort) -> Activation {

@@ -5,10 +5,11 @@
 
 use std::sync::Arc;
 
+use model::readers::Role;
 use model::slow_start;
 
 use super::snapshots::Standings;
-use crate::release::{Endpoint, Queue};
+use crate::release::{Admission, Endpoint, Queue, Target};
 use crate::snapshot::{Published, Slot, Snapshot};
 
 pub fn publish(published: &Published, next: Snapshot, standings: Standings<'_>) {
@@ -20,33 +21,42 @@ pub fn publish(published: &Published, next: Snapshot, standings: Standings<'_>) 
             let concurrency = &service.policy.concurrency;
             admission.limit(concurrency.max_in_flight, concurrency.slow_start);
             let predecessor = was.and_then(|was| was.slots().find(|one| one.cohort == slot.cohort));
-            spare_who_joins(predecessor, slot, standings);
-            let seats = slot.targets.iter().map(|target| Arc::clone(&target.seats)).collect();
-            admission.open(&slot.release.queue, seats);
+            for role in [Role::Writer, Role::Reader] {
+                let before = predecessor.map_or(&[][..], |before| before.of(role));
+                spare_who_joins(admission, before, slot.of(role), standings);
+            }
+            let seats = |targets: &[Arc<Target>]| targets.iter().map(|one| Arc::clone(&one.seats)).collect();
+            admission.open(&slot.release.queue, seats(&slot.targets));
+            if !slot.readers.is_empty() {
+                admission.open(&slot.release.reader_queue, seats(&slot.readers));
+            }
         }
     }
     published.publish(next);
     let now = published.load();
     for (name, service) in &before.services {
         let open = now.services.get(name).into_iter().flat_map(|service| service.slots());
-        let open: Vec<&Queue> = open.map(|slot| &slot.release.queue).collect();
+        let open: Vec<&Queue> = open.flat_map(Slot::queues).collect();
         service.slots().for_each(|slot| slot.release.queue.admission().keep_only(&open));
     }
 }
 
 /// A target that was not tried before, beside others that were and are well, starts slowly.
-fn spare_who_joins(predecessor: Option<&Slot>, slot: &Slot, standings: Standings<'_>) {
-    let Some(predecessor) = predecessor else { return };
+fn spare_who_joins(
+    admission: &Admission,
+    before: &[Arc<Target>],
+    now: &[Arc<Target>],
+    standings: Standings<'_>,
+) {
     let is_well = |endpoint: &&Endpoint| {
-        let mut now = slot.targets.iter().filter(|target| target.endpoint == **endpoint);
-        now.any(|target| !standings(target.id).fallen)
+        let mut same = now.iter().filter(|target| target.endpoint == **endpoint);
+        same.any(|target| !standings(target.id).fallen)
     };
-    let before: Vec<&Endpoint> =
-        predecessor.targets.iter().map(|target| &target.endpoint).filter(is_well).collect();
-    let now: Vec<&Endpoint> = slot.targets.iter().map(|target| &target.endpoint).collect();
-    for (target, joins) in slot.targets.iter().zip(slow_start::joining(&before, &now)) {
+    let before: Vec<&Endpoint> = before.iter().map(|target| &target.endpoint).filter(is_well).collect();
+    let endpoints: Vec<&Endpoint> = now.iter().map(|target| &target.endpoint).collect();
+    for (target, joins) in now.iter().zip(slow_start::joining(&before, &endpoints)) {
         if joins {
-            slot.release.queue.admission().begin_slow_start(&target.seats);
+            admission.begin_slow_start(&target.seats);
         }
     }
 }
@@ -62,7 +72,7 @@ mod tests {
     use model::weight::Weight;
 
     use super::*;
-    use crate::release::{Admission, CannotJoin, Release, Target, Turn};
+    use crate::release::{CannotJoin, Release, Turn};
     use crate::snapshot::Canary;
     use crate::telemetry::metrics::TargetStats;
 
@@ -83,7 +93,7 @@ mod tests {
     /// `release` with those of its targets that may be tried, four seats each.
     fn slot(cohort: Cohort, release: &Arc<Release>, eligible: &[usize]) -> Slot {
         let targets = eligible.iter().map(|index| Arc::clone(&release.targets[*index])).collect();
-        Slot { cohort, release: Arc::clone(release), targets }
+        Slot { cohort, release: Arc::clone(release), targets, readers: Box::default() }
     }
 
     fn snapshot(stable: Slot, canary: Option<Slot>) -> Snapshot {

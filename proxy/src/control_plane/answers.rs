@@ -78,7 +78,7 @@ mod tests {
     fn activation(endpoints: Vec<Endpoint>) -> Activation {
         let address = |endpoint: &Endpoint| endpoint.to_string().parse().unwrap();
         let targets = endpoints.iter().map(address).collect();
-        let record = Record { id: "r1".parse().unwrap(), targets, created_ms: 0 };
+        let record = Record { id: "r1".parse().unwrap(), targets, created_ms: 0, readers: Vec::new() };
         let factory = Factory::new(Metrics::new(1), 1);
         factory.activate(&"shop".parse().unwrap(), Cohort::Stable, &record, endpoints)
     }

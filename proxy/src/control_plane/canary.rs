@@ -9,7 +9,7 @@ use model::protocol::{CanarySetRequest, CanaryStartRequest, DeploymentPhase, Don
 use model::service::{Canary, Policy};
 
 use super::changes::{Change, canary_runs, no_canary};
-use super::context::{Candidate, Context, Gated, Shared, accepted, invalid};
+use super::context::{Candidate, Context, Gated, Shared, Wanted, accepted, invalid};
 use super::operations::Claim;
 use super::registry::Commit;
 use super::report::{self, Events, Reporter};
@@ -33,7 +33,9 @@ pub async fn start(
     }
     let weight = request.weight.parse().map_err(|error| invalid(&error))?;
     let overrides = policy_patch::parse_overrides(&request.overrides)?;
-    let candidate = context.candidate(&request.targets, request.release.as_ref(), Some(service)).await?;
+    let wanted =
+        Wanted { targets: &request.targets, readers: &request.read_targets, label: request.release.as_ref() };
+    let candidate = context.candidate(wanted, Some(service)).await?;
     let release = candidate.record.clone();
     let rollout = request.rollout.unwrap_or_else(|| release.id.to_string());
     if rollout.is_empty() || rollout.len() > ROLLOUT_BYTES_MAX || rollout.chars().any(char::is_control) {

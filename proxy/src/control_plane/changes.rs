@@ -254,7 +254,12 @@ mod tests {
 
     fn release(id: &str, port: u16) -> Release {
         let target = format!("127.0.0.1:{port}").parse().unwrap();
-        Release { id: id.parse().unwrap(), targets: vec![target], created_ms: u64::from(port) }
+        Release {
+            id: id.parse().unwrap(),
+            targets: vec![target],
+            created_ms: u64::from(port),
+            readers: Vec::new(),
+        }
     }
 
     fn policy(host: &str) -> Policy {

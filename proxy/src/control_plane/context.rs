@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use model::canary::Cohort;
 use model::name::{ReleaseId, ServiceName, TargetAddress};
-use model::protocol::{DiagnosisBody, Done, Event, Listeners, LoggedEvent, Problem, ProblemCode};
+use model::protocol::{
+    DeployRequest, DiagnosisBody, Done, Event, Listeners, LoggedEvent, Problem, ProblemCode,
+};
 use model::service::{Policy, Release as Record, Service};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,6 +21,9 @@ use super::registry::{Command, Commit, Registry};
 use super::report::Reporter;
 use crate::adapters::buffer_dir::BufferDir;
 use crate::release::Endpoint;
+
+const BOTH: &str = "`--read-target` names further targets, for reads alone; those of `--target` answer reads where no \
+                    read target is well";
 
 /// In the audit log: the gate stayed closed.
 const REFUSED: &str = "refused";
@@ -42,26 +47,38 @@ pub struct Candidate {
     pub endpoints: Vec<Endpoint>,
 }
 
+/// A release as it was asked for.
+pub struct Wanted<'r> {
+    pub targets: &'r [String],
+    pub readers: &'r [String],
+    pub label: Option<&'r String>,
+}
+
+impl<'r> Wanted<'r> {
+    pub fn of(request: &'r DeployRequest) -> Self {
+        Self { targets: &request.targets, readers: &request.read_targets, label: request.release.as_ref() }
+    }
+}
+
 impl Context {
     /// Parses what was asked for and looks its names up. Refuses what cannot be before anybody waits.
     pub async fn candidate(
         &self,
-        targets: &[String],
-        label: Option<&String>,
+        wanted: Wanted<'_>,
         service: Option<&Service>,
     ) -> Result<Candidate, Problem> {
-        let targets = parse_targets(targets)?;
-        let id = match label {
+        let (targets, readers) = parse_targets(wanted.targets, wanted.readers)?;
+        let id = match wanted.label {
             Some(label) => label.parse().map_err(|error| invalid(&error))?,
             None => ReleaseId::numbered(service.map_or(1, |service| service.next_number)),
         };
-        let record = Record { id, targets, created_ms: super::now_ms() };
+        let record = Record { id, targets, created_ms: super::now_ms(), readers };
         self.locate(record).await
     }
 
     pub async fn locate(&self, record: Record) -> Result<Candidate, Problem> {
-        let mut endpoints = Vec::with_capacity(record.targets.len());
-        for target in &record.targets {
+        let mut endpoints = Vec::with_capacity(record.all_targets().count());
+        for target in record.all_targets() {
             let endpoint = gate::resolve(target).await.map_err(|error| invalid(&error))?;
             endpoints::refuse_ours(target, &endpoint, &self.listeners)?;
             endpoints.push(endpoint);
@@ -90,7 +107,7 @@ impl Context {
         operation: &Gated<'_>,
     ) -> Result<Activation, Problem> {
         let Candidate { record, endpoints } = candidate;
-        let targets: Vec<_> = record.targets.iter().cloned().zip(endpoints.iter().cloned()).collect();
+        let targets: Vec<_> = record.all_targets().cloned().zip(endpoints.iter().cloned()).collect();
         let events = operation.reporter.sender();
         match gate::run(&targets, policy, &events, &self.shutdown).await {
             Ok(()) => Ok(self.factory.activate(service, cohort, &record, endpoints)),
@@ -174,24 +191,32 @@ pub fn accepted(service: &ServiceName, verb: &str, record: &Record) -> Event {
         service: service.to_string(),
         verb: verb.to_owned(),
         release: record.id.to_string(),
-        targets: record.targets.iter().map(ToString::to_string).collect(),
+        targets: record.all_targets().map(ToString::to_string).collect(),
     }
 }
 
-fn parse_targets(texts: &[String]) -> Result<Vec<TargetAddress>, Problem> {
-    let mut targets: Vec<TargetAddress> = Vec::with_capacity(texts.len());
-    for text in texts {
+/// Writers and readers.
+fn parse_targets(
+    writers: &[String],
+    readers: &[String],
+) -> Result<(Vec<TargetAddress>, Vec<TargetAddress>), Problem> {
+    let mut targets: Vec<TargetAddress> = Vec::with_capacity(writers.len() + readers.len());
+    for text in writers.iter().chain(readers) {
         let target = text.parse().map_err(|error| invalid(&error))?;
-        if targets.contains(&target) {
-            return Err(Problem::new(ProblemCode::Invalid, format!("target `{target}` is named twice")));
+        if let Some(first) = targets.iter().position(|known| *known == target) {
+            let message = format!("target `{target}` is named twice");
+            let problem = Problem::new(ProblemCode::Invalid, message);
+            let is_both = first < writers.len() && targets.len() >= writers.len();
+            return Err(if is_both { problem.hint(BOTH) } else { problem });
         }
         targets.push(target);
     }
+    let readers = targets.split_off(writers.len());
     if targets.is_empty() {
         let problem = Problem::new(ProblemCode::Invalid, "no target is named");
         return Err(problem.hint("name at least one with `--target HOST:PORT`"));
     }
-    Ok(targets)
+    Ok((targets, readers))
 }
 
 pub fn invalid(error: &dyn std::error::Error) -> Problem {

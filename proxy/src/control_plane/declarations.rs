@@ -193,7 +193,7 @@ mod tests {
         let running = running.map(|(_, policy)| policy.clone()).unwrap_or_default();
         let policy = policy_patch::apply(&serde_json::from_value(patch).unwrap(), running).unwrap();
         let targets = vec!["127.0.0.1:1".parse().unwrap()];
-        let release = Release { id: "r1".parse().unwrap(), targets, created_ms: 0 };
+        let release = Release { id: "r1".parse().unwrap(), targets, created_ms: 0, readers: Vec::new() };
         change(state, &name, by, Change::CutOver { release, policy: Box::new(policy) })
     }
 

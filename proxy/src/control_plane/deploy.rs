@@ -13,7 +13,7 @@ use super::activations::{Activation, Live};
 use super::bake::Bake;
 use super::certificates::{self, ServiceCertificate};
 use super::changes::{self, Change};
-use super::context::{Candidate, Context, Gated, Shared, accepted};
+use super::context::{Candidate, Context, Gated, Shared, Wanted, accepted};
 use super::operations::Claim;
 use super::pages::{self, ServicePages};
 use super::pause;
@@ -36,6 +36,8 @@ struct Deploy {
     certificate: Option<ServiceCertificate>,
     pages: Option<ServicePages>,
     reporter: Reporter,
+    /// The gate is not waited for.
+    force: bool,
 }
 
 /// Refuses at once what can be refused; otherwise the deploy goes on by itself, and the events tell of it.
@@ -51,7 +53,7 @@ pub async fn start(
     let declared = view.state.declared.get(&name).map(|declared| &declared.policy);
     let current = service.map(|service| &service.policy).or(declared).cloned().unwrap_or_default();
     let policy = policy_patch::apply(&request.policy, current)?;
-    let mut candidate = context.candidate(&request.targets, request.release.as_ref(), service).await?;
+    let mut candidate = context.candidate(Wanted::of(&request), service).await?;
     let certificate = certificates::load(&policy).await?;
     let pages = pages::load(&policy).await?;
     changes::check_routes(&view.state, &name, &policy)?;
@@ -79,7 +81,8 @@ pub async fn start(
     claim.set_release(candidate.record.id.as_str());
     reporter.tell(accepted(&name, VERB, &candidate.record));
     let tasks = context.tasks.clone();
-    let deploy = Deploy { context, claim, actor, candidate, policy, certificate, pages, reporter };
+    let force = request.force;
+    let deploy = Deploy { context, claim, actor, candidate, policy, certificate, pages, reporter, force };
     tasks.spawn(deploy.run());
     Ok(events)
 }
@@ -90,7 +93,7 @@ fn is_stable(live: &Live, candidate: &Candidate, request: &DeployRequest) -> boo
     let same_label = request.release.is_none() || candidate.record.id == stable.record.id;
     same_label
         && candidate.record.has_targets_of(&stable.record)
-        && stable.has_endpoints(&candidate.record.targets, &candidate.endpoints)
+        && stable.has_endpoints(&candidate.record, &candidate.endpoints)
 }
 
 fn already(context: &Context, service: &Service, shown: Option<&ServiceCertificate>) -> Done {
@@ -136,7 +139,7 @@ impl Deploy {
     fn plan(&self) -> Plan {
         let view = self.context.registry.view();
         Plan {
-            targets: self.candidate.record.targets.len(),
+            targets: self.candidate.record.all_targets().count(),
             replaces: view.service(self.claim.service()).is_ok(),
             deploy_timeout: self.policy.gate.deploy_timeout,
             drain: DrainPlan::longest(&self.policy.timeouts),
@@ -145,16 +148,18 @@ impl Deploy {
     }
 
     async fn pass_gate(&self, progress: &mut Progress<'_>) -> Result<Activation, Problem> {
-        let gated = Gated { actor: &self.actor, reporter: &self.reporter };
-        let candidate = self.candidate.clone();
-        let passed = self
-            .context
-            .pass_gate(self.claim.service(), candidate, Cohort::Stable, &self.policy, &gated)
-            .await
-            .inspect_err(|_| {
+        let (name, candidate) = (self.claim.service(), self.candidate.clone());
+        let passed = if self.force {
+            let Candidate { record, endpoints } = candidate;
+            self.context.factory.activate(name, Cohort::Stable, &record, endpoints)
+        } else {
+            let gated = Gated { actor: &self.actor, reporter: &self.reporter };
+            let passed = self.context.pass_gate(name, candidate, Cohort::Stable, &self.policy, &gated);
+            passed.await.inspect_err(|_| {
                 progress.step(Step::GateClosed);
-            })?;
-        for index in 0..self.candidate.record.targets.len() {
+            })?
+        };
+        for index in 0..self.candidate.record.all_targets().count() {
             progress.step(Step::TargetOpen(index));
         }
         // There are no warm-up requests yet.
@@ -166,7 +171,10 @@ impl Deploy {
         let release = self.candidate.record.clone();
         Commit {
             service: self.claim.service().clone(),
-            message: format!("release `{}` passed its gate and has the traffic", release.id),
+            message: match self.force {
+                true => format!("release `{}` has the traffic WITHOUT having passed its gate", release.id),
+                false => format!("release `{}` passed its gate and has the traffic", release.id),
+            },
             change: Change::CutOver { release, policy: Box::new(self.policy.clone()) },
             actor: self.actor.clone(),
             kind: VERB,
@@ -214,8 +222,14 @@ impl Deploy {
         let shown = view.live.get(name).and_then(|live| live.certificate.as_ref());
         let https = certificates::remark(shown, &self.policy);
         let halted = pause::remark(&self.context, name);
-        Ok(Done { message: format!("{message}{held}{remark}{https}{halted}"), ..done })
+        let forced = if self.force { unwatched(name) } else { String::new() };
+        Ok(Done { message: format!("{message}{held}{remark}{https}{halted}{forced}"), ..done })
     }
+}
+
+/// Nobody may take a forced deploy for an ordinary one.
+fn unwatched(name: &ServiceName) -> String {
+    format!("; FORCED: nobody waited until it was healthy, `agentctl status {name}` shows whether it is")
 }
 
 fn taken_over(context: &Context, name: &ServiceName) -> Problem {

@@ -30,8 +30,10 @@ pub enum Role {
 pub struct Watched {
     /// `release::Target::id`
     pub id: u64,
-    /// The same for all targets of a slot: its last eligible target is never ejected.
+    /// The same for all targets of a slot that do the same: the last eligible one is never ejected.
     pub group: u64,
+    /// But of these all may be: others stand in for them.
+    pub dispensable: bool,
     pub endpoint: Endpoint,
     pub gate: GatePolicy,
     pub probe_host: String,

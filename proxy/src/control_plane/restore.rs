@@ -80,7 +80,7 @@ async fn activate(
     factory: &Factory,
     dir: &Path,
 ) -> (Activation, Option<Unlocated>) {
-    let found = join_all(record.targets.iter().map(gate::resolve)).await;
+    let found = join_all(record.all_targets().map(gate::resolve)).await;
     let missing = found.iter().any(Result::is_err);
     let endpoints = found.into_iter().map(|endpoint| {
         endpoint.unwrap_or_else(|error| {
@@ -103,7 +103,7 @@ pub async fn locate(mut unlocated: Vec<Unlocated>, registry: Registry, shutdown:
         }
         let mut missing = Vec::new();
         for one in unlocated {
-            let found = join_all(one.record.targets.iter().map(gate::resolve)).await;
+            let found = join_all(one.record.all_targets().map(gate::resolve)).await;
             match found.into_iter().collect::<Result<Vec<_>, _>>() {
                 Ok(endpoints) => {
                     let located = Command::Located(one.service, one.record, endpoints);

@@ -243,7 +243,7 @@ mod tests {
 
     fn record(id: &str, port: u16) -> Record {
         let target = format!("127.0.0.1:{port}").parse().unwrap();
-        Record { id: id.parse().unwrap(), targets: vec![target], created_ms: 0 }
+        Record { id: id.parse().unwrap(), targets: vec![target], created_ms: 0, readers: Vec::new() }
     }
 
     #[test]

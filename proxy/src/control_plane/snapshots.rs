@@ -13,6 +13,7 @@ use rustls::sign::CertifiedKey;
 
 use super::activations::{Activation, Live};
 use super::registry::View;
+use crate::release::Target;
 use crate::snapshot::{self, LogFields, Slot, Snapshot};
 
 /// How a target stands, by its id.
@@ -56,19 +57,26 @@ fn log_fields(recording: &Recording) -> LogFields {
 }
 
 fn slot(activation: &Activation, cohort: Cohort, standings: Standings<'_>) -> Slot {
-    let targets = &activation.release.targets;
-    let known = standings_of(activation, standings);
-    let eligible = health::eligible(&known).into_iter().map(|index| Arc::clone(&targets[index])).collect();
-    Slot { cohort, release: Arc::clone(&activation.release), targets: eligible }
+    let release = &activation.release;
+    let chosen = |targets: &[Arc<Target>], rule: fn(&[Standing]) -> Vec<usize>| {
+        let known = standings_of(targets, standings);
+        rule(&known).into_iter().map(|index| Arc::clone(&targets[index])).collect()
+    };
+    Slot {
+        cohort,
+        release: Arc::clone(release),
+        targets: chosen(release.writers(), health::eligible),
+        readers: chosen(release.readers(), health::well),
+    }
 }
 
-fn standings_of(activation: &Activation, standings: Standings<'_>) -> Vec<Standing> {
-    activation.release.targets.iter().map(|target| standings(target.id)).collect()
+fn standings_of(targets: &[Arc<Target>], standings: Standings<'_>) -> Vec<Standing> {
+    targets.iter().map(|target| standings(target.id)).collect()
 }
 
-/// Whether the release is known to answer nobody.
+/// Whether the release is known to answer nobody: readers alone cannot keep a visitor.
 pub fn has_fallen(activation: &Activation, standings: Standings<'_>) -> bool {
-    health::has_fallen(&standings_of(activation, standings))
+    health::has_fallen(&standings_of(activation.release.writers(), standings))
 }
 
 /// `None` also for one that has fallen: stable has its share until it is back.
@@ -145,6 +153,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use model::health::State;
+    use model::readers::Role;
     use model::service::{Policy, Release, TlsPolicy};
 
     use super::super::activations::Factory;
@@ -167,7 +176,7 @@ mod tests {
                 ..Policy::default()
             };
             let targets = vec!["127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()];
-            let release = Release { id: "r1".parse().unwrap(), targets, created_ms: 0 };
+            let release = Release { id: "r1".parse().unwrap(), targets, created_ms: 0, readers: Vec::new() };
             let endpoints = (1..=2).map(|port| Endpoint::Tcp(([127, 0, 0, 1], port).into())).collect();
             let stable = factory.activate(&name, Cohort::Stable, &release, endpoints);
             let service = Service::new(name.clone(), policy, release);
@@ -208,6 +217,36 @@ mod tests {
         }
         assert!(matches!(snapshot.certificates.best("shop.test"), Some(Some(_))));
         assert!(snapshot.certificates.best("blog.test").is_none());
+    }
+
+    #[tokio::test]
+    async fn readers_are_left_out_one_by_one_and_writers_never_all() {
+        let mut view = view(&[("shop", "shop.test", "/", None)]).await;
+        let live = view.live.values_mut().next().unwrap();
+        let readers = vec!["127.0.0.1:3".parse().unwrap(), "127.0.0.1:4".parse().unwrap()];
+        let record = Release { readers, ..live.stable.record.clone() };
+        let endpoints = (1..=4).map(|port| Endpoint::Tcp(([127, 0, 0, 1], port).into())).collect();
+        let factory = Factory::new(Metrics::new(1), 1);
+        live.stable = factory.activate(&"shop".parse().unwrap(), Cohort::Stable, &record, endpoints);
+        let targets = live.stable.release.targets.clone();
+        for (ejected, writers, readers) in [
+            (&[][..], &["127.0.0.1:1", "127.0.0.1:2"][..], &["127.0.0.1:3", "127.0.0.1:4"][..]),
+            (&[0, 2], &["127.0.0.1:2"], &["127.0.0.1:4"]),
+            (&[2, 3], &["127.0.0.1:1", "127.0.0.1:2"], &[]),
+            (&[0, 1], &["127.0.0.1:1", "127.0.0.1:2"], &["127.0.0.1:3", "127.0.0.1:4"]),
+            (&[0, 1, 2, 3], &["127.0.0.1:1", "127.0.0.1:2"], &[]),
+        ] {
+            let gone: Vec<u64> = ejected.iter().map(|index: &usize| targets[*index].id).collect();
+            let standings = |id| if gone.contains(&id) { EJECTED } else { Standing::BELIEVED };
+            let snapshot = build(&view, &standings, &FleetSecret::new(b"x"));
+            let slot = &route(&snapshot, "shop.test", "/").stable;
+            let labels = |role| -> Vec<&str> { slot.of(role).iter().map(|one| &*one.label).collect() };
+            assert_eq!(labels(Role::Writer), writers, "{ejected:?}");
+            assert_eq!(labels(Role::Reader), readers, "{ejected:?}");
+            let reads: Vec<&str> = slot.side(Role::Reader).0.iter().map(|one| &*one.label).collect();
+            assert_eq!(reads, if readers.is_empty() { writers } else { readers }, "{ejected:?}");
+            assert_eq!(slot.queues().count(), if readers.is_empty() { 1 } else { 2 }, "{ejected:?}");
+        }
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use model::name::ServiceName;
 use model::policy_patch;
 use model::protocol::{
     CanaryStatus, DeclaredStatus, HaltStatus, History, HistoryItem, OutcomeName, ReleaseStatus, SeatsStatus,
-    ServiceState, ServiceStatus, Slot, TargetStateName, TargetStatus,
+    ServiceState, ServiceStatus, Slot, TargetRoleName, TargetStateName, TargetStatus,
 };
 use model::service::{Declared, Outcome, Release as Record, Service};
 
@@ -39,9 +39,13 @@ pub fn service(
     operations: &Operations,
 ) -> ServiceStatus {
     let stable = release(&live.stable, TargetStateName::Serving, readings);
-    let states: Vec<_> = stable.targets.iter().map(|target| target.state).collect();
+    let states = |role: TargetRoleName| -> Vec<_> {
+        stable.targets.iter().filter(|one| one.role == role).map(|one| one.state).collect()
+    };
     let fallen = |one| snapshots::has_fallen(one, &|id| readings.standing(id));
-    let degraded = health::is_degraded(&states) || live.canary.as_ref().is_some_and(fallen);
+    let degraded = health::is_degraded(&states(TargetRoleName::Writer))
+        || states(TargetRoleName::Reader).contains(&TargetStateName::Ejected)
+        || live.canary.as_ref().is_some_and(fallen);
     let state = match &service.halt {
         Some(halt) if halt.is_pause() => ServiceState::Paused,
         Some(_) => ServiceState::Stopped,
@@ -99,12 +103,14 @@ fn release(activation: &Activation, slot: TargetStateName, readings: &Readings) 
         let last_probe = reading.and_then(|reading| reading.last_probe);
         let limit = activation.release.queue.admission().limit_of(&target.seats);
         let seats = limit.map(|limit| SeatsStatus { taken: target.seats.taken(), limit });
-        TargetStatus { target: target.label.to_string(), state, in_flight, seats, last_probe }
+        let is_reader = index >= activation.release.writers().len();
+        let role = if is_reader { TargetRoleName::Reader } else { TargetRoleName::Writer };
+        TargetStatus { target: target.label.to_string(), state, in_flight, seats, last_probe, role }
     });
     ReleaseStatus {
         release: activation.record.id.to_string(),
         created_ms: activation.record.created_ms,
-        waiting: activation.release.queue.waiting() as u64,
+        waiting: activation.release.waiting() as u64,
         targets: targets.collect(),
     }
 }
@@ -118,6 +124,7 @@ pub fn history(service: &Service) -> History {
         actor: entry.actor.clone(),
         reason: entry.reason.clone(),
         slot: slot(service, &entry.release),
+        readers: entry.release.readers.iter().map(ToString::to_string).collect(),
     });
     History { service: service.name.to_string(), entries: entries.collect() }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use model::balance::{self, Load};
 use model::canary::Cohort;
+use model::readers::Role;
 use model::reason::Reason;
 use model::service::Concurrency;
 use tokio::time::{Instant, timeout};
@@ -32,15 +33,24 @@ pub struct InLine {
     waiting: Waiting,
 }
 
-/// Enters `slot`, or joins its line.
+/// Targets of a release, and the line in front of them.
+struct Side<'s> {
+    release: &'s Arc<Release>,
+    targets: &'s [Arc<Target>],
+    queue: &'s Queue,
+}
+
+/// Enters `slot`, or joins its line, on the side that the request wants.
 pub fn enter(
     worker: &Worker,
     slot: &Slot,
+    wanted: Role,
     concurrency: &Concurrency,
     facts: &Facts,
 ) -> Result<Entrance, Reason> {
     let turn = facts.known.borrow().ticket.map_or(Turn::New, Turn::Kept);
-    enter_one_of(worker, &slot.release, &slot.targets, concurrency, &turn, facts)
+    let (targets, queue) = slot.side(wanted);
+    enter_one_of(worker, &Side { release: &slot.release, targets, queue }, concurrency, &turn, facts)
 }
 
 /// Of the same slot, or of the one that took over meanwhile: a target that has not refused yet. `None` if
@@ -72,14 +82,22 @@ pub async fn enter_elsewhere(
         }
         let slot = slot_of(&service, route.cohort).unwrap_or(&service.stable);
         let has_refused = |target: &Arc<Target>| refused.iter().any(|one| one.id == target.id);
-        let rest: Vec<Arc<Target>> = slot.targets.iter().filter(|one| !has_refused(one)).cloned().collect();
+        let willing = |role| -> (Vec<Arc<Target>>, &Queue) {
+            let (targets, queue) = slot.side(role);
+            (targets.iter().filter(|one| !has_refused(one)).cloned().collect(), queue)
+        };
+        let (mut rest, mut queue) = willing(route.wanted);
+        if rest.is_empty() && route.wanted == Role::Reader {
+            (rest, queue) = willing(Role::Writer);
+        }
         if rest.is_empty() {
             return Ok(None);
         }
         let seats: Vec<Arc<Seats>> = refused.iter().map(|target| Arc::clone(&target.seats)).collect();
         let turn = Turn::Refused(&seats);
         let concurrency = &service.policy.concurrency;
-        match enter_one_of(worker, &slot.release, &rest, concurrency, &turn, facts)? {
+        let side = Side { release: &slot.release, targets: &rest, queue };
+        match enter_one_of(worker, &side, concurrency, &turn, facts)? {
             Entrance::In(in_flight) => return Ok(Some(in_flight)),
             Entrance::Line(line) => {
                 if let Some(in_flight) = line.wait(worker, concurrency, facts).await? {
@@ -102,19 +120,19 @@ fn slot_of(service: &Service, cohort: Cohort) -> Option<&Slot> {
 
 fn enter_one_of(
     worker: &Worker,
-    release: &Arc<Release>,
-    targets: &[Arc<Target>],
+    side: &Side<'_>,
     concurrency: &Concurrency,
     turn: &Turn<'_>,
     facts: &Facts,
 ) -> Result<Entrance, Reason> {
+    let &Side { release, targets, queue } = side;
     let entered = if concurrency.max_in_flight.is_none() {
         let index = if targets.len() > 1 { choose_two(worker, release, targets, false).0 } else { 0 };
         release.enter(&targets[index], worker.index)
-    } else if let Some((target, seat)) = sit(worker, release, targets) {
+    } else if let Some((target, seat)) = sit(worker, side) {
         release.enter_seated(target, worker.index, Some(seat))
     } else {
-        return match release.queue.join(turn, concurrency.queue_max as usize) {
+        return match queue.join(turn, concurrency.queue_max as usize) {
             Ok(waiting) => Ok(Entrance::Line(InLine { release: Arc::clone(release), waiting })),
             Err(CannotJoin::Ended) => Ok(Entrance::Closed),
             Err(CannotJoin::Full) => {
@@ -130,12 +148,8 @@ fn enter_one_of(
 }
 
 /// A free seat at once, unless somebody waits for one.
-fn sit<'t>(
-    worker: &Worker,
-    release: &Release,
-    targets: &'t [Arc<Target>],
-) -> Option<(&'t Arc<Target>, Seat)> {
-    let queue: &Queue = &release.queue;
+fn sit<'s>(worker: &Worker, side: &Side<'s>) -> Option<(&'s Arc<Target>, Seat)> {
+    let &Side { release, targets, queue } = side;
     if queue.waiting() > 0 {
         return None;
     }

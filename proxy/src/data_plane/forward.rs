@@ -13,9 +13,10 @@ use hyper::upgrade::OnUpgrade;
 use model::canary::{COOKIE_PLAIN, COOKIE_SECURE, Cohort, Visit};
 use model::cookie_scope;
 use model::forwarded::ClientIpHeader;
+use model::readers::{self, Role};
 use model::reason::Reason;
 use model::route::Lookup;
-use model::service::Policy;
+use model::service::{Policy, ReaderPolicy};
 
 use super::admission::SocketPlace;
 use super::admit::{self, CUTOVERS_MAX, Entrance, InLine};
@@ -136,6 +137,9 @@ struct Plan {
     strip: usize,
     visitor_cookie: Option<String>,
     forwarded: Forwarded,
+    wanted: Role,
+    /// Once it is answered, the visitor's reads go to the writers for a while.
+    holds_to_writers: bool,
 }
 
 fn decide(facts: &Facts, body: &Intake) -> Result<Decision, Reason> {
@@ -193,9 +197,15 @@ fn decide(facts: &Facts, body: &Intake) -> Result<Decision, Reason> {
             facts.note(|known| known.unseated = Some(Arc::clone(&slot.release.unseated)));
             return Ok(Decision::Keep(Arc::clone(service)));
         }
-        let entrance = admit::enter(worker, slot, &policy.concurrency, facts)?;
+        let (mut wanted, mut holds_to_writers) = (Role::Writer, false);
+        if !slot.release.readers().is_empty() {
+            wanted = choose_side(&head, body, &policy.readers, forwarded.https);
+            holds_to_writers =
+                !policy.readers.writer_affinity.is_zero() && readers::may_write(head.method.as_str());
+        }
+        let entrance = admit::enter(worker, slot, wanted, &policy.concurrency, facts)?;
         let (service, cohort) = (Arc::clone(service), slot.cohort);
-        let plan = Plan { service, cohort, strip, visitor_cookie, forwarded };
+        let plan = Plan { service, cohort, strip, visitor_cookie, forwarded, wanted, holds_to_writers };
         match entrance {
             Entrance::In(in_flight) => return Ok(Decision::Forward(plan, in_flight)),
             Entrance::Line(line) => return Ok(Decision::Wait(plan, line)),
@@ -313,6 +323,20 @@ fn choose_slot<'s>(
     (slot, assigned.set_cookie, assigned.overridden)
 }
 
+/// Whom the request wants, where there are readers.
+fn choose_side(head: &Parts, body: &Intake, policy: &ReaderPolicy, https: bool) -> Role {
+    let is_websocket = || headers::is_websocket(head, body.is_something());
+    let has_written = || {
+        let cookie = headers::cookie(&head.headers, readers::cookie_name(https));
+        cookie.is_some_and(|cookie| readers::has_written(cookie, now_ms(), policy.writer_affinity))
+    };
+    readers::wanted(head.method.as_str(), policy, is_websocket, has_written)
+}
+
+fn now_ms() -> u64 {
+    clock::unix_time().as_millis() as u64
+}
+
 async fn forward(
     body: Intake,
     plan: Plan,
@@ -328,7 +352,7 @@ async fn forward(
     let upload = upload(body, &plan, facts, client_upgrade.is_some());
 
     facts.set_waiting_for_app(true);
-    let route = Route { service: &plan.service, cohort: plan.cohort };
+    let route = Route { service: &plan.service, cohort: plan.cohort, wanted: plan.wanted };
     let sent = send::send(worker, upload, &route, in_flight, facts).await;
     facts.set_waiting_for_app(false);
     let Sent { head, mut lease, in_flight } = sent?;
@@ -341,7 +365,7 @@ async fn forward(
         let client = client_upgrade.ok_or(Reason::UpstreamProtocol)?;
         return switch_protocols(head, client, (lease, in_flight), facts);
     }
-    let ResponseHead { status, mut fields, framing, keep_alive } = head;
+    let ResponseHead { status, mut fields, framing, keep_alive, wrote_nothing } = head;
     let bytes_max = policy.response_body_bytes_max;
     if framing.length().is_some_and(|bytes| bytes > bytes_max) {
         return Err(Reason::ResponseTooLarge);
@@ -383,6 +407,10 @@ async fn forward(
     }
     if let Some(id) = &plan.visitor_cookie {
         set_visitor_cookie(&mut fields, id, plan.forwarded.https);
+    }
+    if plan.holds_to_writers && !wrote_nothing {
+        let affinity = policy.readers.writer_affinity;
+        set_cookie(&mut fields, &readers::set_cookie(now_ms(), affinity, plan.forwarded.https));
     }
     let mut response = Response::new(body);
     *response.status_mut() = status;
@@ -450,14 +478,17 @@ fn may_be_kept(fields: &HeaderMap) -> bool {
 }
 
 fn set_visitor_cookie(fields: &mut HeaderMap, id: &str, secure: bool) {
+    let (name, secure) = if secure { (COOKIE_SECURE, "; Secure") } else { (COOKIE_PLAIN, "") };
+    set_cookie(fields, &format!("{name}={id}; Path=/; Max-Age=7776000; HttpOnly; SameSite=Lax{secure}"));
+}
+
+fn set_cookie(fields: &mut HeaderMap, cookie: &str) {
     let public = headers::lists(fields, header::CACHE_CONTROL, "public");
     if public {
         // A shared cache would hand one visitor's cookie to everybody; the next answer will do.
         return;
     }
-    let (name, secure) = if secure { (COOKIE_SECURE, "; Secure") } else { (COOKIE_PLAIN, "") };
-    let cookie = format!("{name}={id}; Path=/; Max-Age=7776000; HttpOnly; SameSite=Lax{secure}");
-    if let Ok(cookie) = HeaderValue::from_str(&cookie) {
+    if let Ok(cookie) = HeaderValue::from_str(cookie) {
         fields.append(header::SET_COOKIE, cookie);
     }
 }

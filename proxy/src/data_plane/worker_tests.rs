@@ -98,7 +98,12 @@ fn publish(published: &Published, release: &Arc<Release>, timeouts: Timeouts, ha
         name: "shop".into(),
         policy: Policy { timeouts, ..Policy::default() },
         redirect_to_https: false,
-        stable: Slot { cohort: Cohort::Stable, release: Arc::clone(release), targets },
+        stable: Slot {
+            cohort: Cohort::Stable,
+            release: Arc::clone(release),
+            targets,
+            readers: Box::default(),
+        },
         canary: None,
         halt: halt.cloned(),
         pages: None,

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 
 use model::duration;
 use model::halt::{self, Halt, HaltKind, Order};
-use model::name::{ReleaseId, ServiceName};
+use model::name::{ReleaseId, ServiceName, TargetAddress};
 use model::policy_patch;
 use model::protocol::{BypassBody, OverridesBody, PauseRequest, PolicyPatch, Problem, StopRequest};
 use model::provenance::{HandMade, Mark, Provenance};
@@ -104,6 +104,8 @@ struct ReleaseDocument {
     id: String,
     targets: Vec<String>,
     created_ms: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    readers: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -259,6 +261,7 @@ fn print_release(release: &Release) -> ReleaseDocument {
         id: release.id.to_string(),
         targets: release.targets.iter().map(ToString::to_string).collect(),
         created_ms: release.created_ms,
+        readers: release.readers.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -318,12 +321,14 @@ fn parse_provenance(document: ProvenanceDocument) -> Provenance {
 
 fn parse_release(document: ReleaseDocument) -> Result<Release, String> {
     let id: ReleaseId = document.id.parse().map_err(|error| format!("{error}"))?;
-    let targets = document.targets.iter().map(|text| text.parse().map_err(|error| format!("{error}")));
-    let targets: Vec<_> = targets.collect::<Result<_, String>>()?;
+    let parse_all = |texts: &[String]| -> Result<Vec<TargetAddress>, String> {
+        texts.iter().map(|text| text.parse().map_err(|error| format!("{error}"))).collect()
+    };
+    let (targets, readers) = (parse_all(&document.targets)?, parse_all(&document.readers)?);
     if targets.is_empty() {
         return Err(format!("release `{id}` has no targets"));
     }
-    Ok(Release { id, targets, created_ms: document.created_ms })
+    Ok(Release { id, targets, created_ms: document.created_ms, readers })
 }
 
 impl From<Outcome> for OutcomeDocument {
@@ -362,10 +367,14 @@ mod tests {
         fn releases()(
             number in 1u64..100,
             ports in proptest::collection::vec(1u16.., 1..4),
+            readers in proptest::collection::vec(1u16.., 0..3),
             created_ms in any::<u64>(),
         ) -> Release {
-            let targets = ports.iter().map(|port| format!("127.0.0.1:{port}").parse().unwrap()).collect();
-            Release { id: ReleaseId::numbered(number), targets, created_ms }
+            let at = |ports: &[u16], ip: &str| {
+                ports.iter().map(|port| format!("{ip}:{port}").parse().unwrap()).collect()
+            };
+            let (targets, readers) = (at(&ports, "127.0.0.1"), at(&readers, "127.0.0.2"));
+            Release { id: ReleaseId::numbered(number), targets, created_ms, readers }
         }
     }
 
@@ -463,7 +472,7 @@ mod tests {
     fn a_file_from_before_there_were_halts_is_read() {
         let name: ServiceName = "shop".parse().unwrap();
         let targets = vec!["127.0.0.1:3000".parse().unwrap()];
-        let stable = Release { id: ReleaseId::numbered(1), targets, created_ms: 0 };
+        let stable = Release { id: ReleaseId::numbered(1), targets, created_ms: 0, readers: Vec::new() };
         let service = Service::new(name.clone(), Policy::default(), stable);
         let state = State { generation: 1, services: [(name, service)].into(), ..State::default() };
         let text = print(&state);

@@ -125,8 +125,10 @@ impl Readings {
         let last_probe = outcome.to_string();
         let mut table = self.table();
         let group = table.get(&watched.id)?.group;
-        let alone =
-            !table.iter().any(|(id, other)| *id != watched.id && other.is_of(group) && other.is_eligible());
+        let alone = !watched.dispensable
+            && !table
+                .iter()
+                .any(|(id, other)| *id != watched.id && other.is_of(group) && other.is_eligible());
         let entry = table.get_mut(&watched.id)?;
         // The probe was sent to what the target was before `watch` changed it.
         if entry.role != watched.role {

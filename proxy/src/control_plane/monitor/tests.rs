@@ -40,6 +40,7 @@ fn watched(id: u64, app: &App, role: Role) -> Watched {
     Watched {
         id,
         group: 1,
+        dispensable: false,
         endpoint: app.endpoint.clone(),
         gate: GatePolicy::default(),
         probe_host: "shop.test".into(),

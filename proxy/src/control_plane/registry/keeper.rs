@@ -11,7 +11,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use model::canary::{Cohort, FleetSecret};
 use model::health::State as TargetState;
-use model::name::ServiceName;
+use model::name::{ServiceName, TargetAddress};
 use model::protocol::{LoggedEvent, Problem, ProblemCode};
 use model::service::{Release as Record, Service};
 use tokio::sync::mpsc;
@@ -27,7 +27,7 @@ use super::super::{admissions, now_ms, pages, snapshots};
 use super::{Command, Commit, Committed, Registry, View};
 use crate::adapters::page_files;
 use crate::adapters::state_file::{State, StateFile};
-use crate::release::Endpoint;
+use crate::release::{Endpoint, Target};
 use crate::snapshot::Published;
 use crate::telemetry::metrics::Labels;
 
@@ -324,16 +324,22 @@ fn lift(before: &Option<(Service, Live)>, after: &Option<(Service, Live)>) {
 }
 
 fn watched(service: &Service, activation: &Activation, role: Role) -> Vec<Watched> {
-    let targets = &activation.release.targets;
-    // Ids are unique in the process, so the first one's names the slot.
-    let group = targets.first().map_or(0, |target| target.id);
-    let one = |(address, target): (&_, &Arc<crate::release::Target>)| Watched {
-        id: target.id,
-        group,
-        endpoint: target.endpoint.clone(),
-        gate: service.policy.gate.clone(),
-        probe_host: probe_host(&service.policy, address),
-        role,
+    let (record, release) = (&activation.record, &activation.release);
+    let watched = |addresses: &[TargetAddress], targets: &[Arc<Target>], dispensable| -> Vec<Watched> {
+        // Ids are unique in the process, so the first one's names the group.
+        let group = targets.first().map_or(0, |target| target.id);
+        let one = |(address, target): (&_, &Arc<Target>)| Watched {
+            id: target.id,
+            group,
+            dispensable,
+            endpoint: target.endpoint.clone(),
+            gate: service.policy.gate.clone(),
+            probe_host: probe_host(&service.policy, address),
+            role,
+        };
+        addresses.iter().zip(targets).map(one).collect()
     };
-    activation.record.targets.iter().zip(targets).map(one).collect()
+    let writers = watched(&record.targets, release.writers(), false);
+    // Writers stand in for readers.
+    [writers, watched(&record.readers, release.readers(), true)].concat()
 }

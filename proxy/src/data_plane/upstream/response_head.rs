@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use model::readers;
 
 use super::framing::{Chunked, Framing};
 use crate::data_plane::headers;
@@ -24,6 +25,8 @@ pub struct ResponseHead {
     pub framing: Framing,
     /// Another request may follow on the connection.
     pub keep_alive: bool,
+    /// The app says that the request wrote nothing (`model::readers`).
+    pub wrote_nothing: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -60,8 +63,9 @@ pub fn take(bytes: &mut Bytes, to_head: bool) -> Result<Option<ResponseHead>, He
         && (is_http11 || facts.keep_alive)
         && !matches!(framing, Framing::UntilClose)
         && status != StatusCode::SWITCHING_PROTOCOLS;
+    let wrote_nothing = facts.wrote_nothing;
     drop(bytes.split_to(length));
-    Ok(Some(ResponseHead { status, fields, framing, keep_alive }))
+    Ok(Some(ResponseHead { status, fields, framing, keep_alive, wrote_nothing }))
 }
 
 /// What the fields say of the connection and the body.
@@ -71,6 +75,7 @@ struct Facts<'h> {
     chunked: bool,
     close: bool,
     keep_alive: bool,
+    wrote_nothing: bool,
     /// Values of `Connection` that name further fields.
     nominating: Vec<&'h [u8]>,
 }
@@ -88,6 +93,9 @@ impl<'h> Facts<'h> {
                         return Err(HeadError::Framing);
                     }
                     facts.chunked = true;
+                }
+                17 if field.name.eq_ignore_ascii_case(readers::ANSWER_FIELD) => {
+                    facts.wrote_nothing = field.value.trim_ascii().eq_ignore_ascii_case(b"false");
                 }
                 _ => {}
             }
@@ -137,13 +145,14 @@ impl<'h> Facts<'h> {
         })
     }
 
-    /// Whether a field stays on this hop.
+    /// Whether a field stays on this hop, as what the app says to us does.
     fn drops(&self, name: &str, seen_length: &mut bool) -> bool {
         if name == "content-length" {
             // A coding has decided the length (RFC 9112 §6.3), and one of several equal ones is enough.
             return self.chunked || std::mem::replace(seen_length, true);
         }
         headers::is_hop_by_hop(name)
+            || name == readers::ANSWER_FIELD
             || (self.nominating.iter().any(|token| token.eq_ignore_ascii_case(name.as_bytes()))
                 && headers::is_nominable(name))
     }
@@ -228,6 +237,22 @@ mod tests {
         }
         let head = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n";
         assert_eq!(framing(head, true), "0, kept");
+    }
+
+    #[test]
+    fn what_the_app_says_of_a_write_is_for_us() {
+        for (field, want) in [
+            ("X-Writer-Affinity: false", true),
+            ("x-writer-affinity:  FALSE ", true),
+            ("X-Writer-Affinity: true", false),
+            ("X-Writer-Affinity:", false),
+            ("X-Writer-Affinitx: false", false),
+        ] {
+            let text = format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{field}\r\n\r\n");
+            let (head, _) = take_from(&text).unwrap().unwrap();
+            assert_eq!(head.wrote_nothing, want, "{field}");
+            assert!(!head.fields.contains_key(readers::ANSWER_FIELD), "{field}");
+        }
     }
 
     #[test]

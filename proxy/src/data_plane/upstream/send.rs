@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use http::Method;
 use model::canary::Cohort;
+use model::readers::Role;
 use model::reason::Reason;
 use model::service::Timeouts;
 use tokio::time::Instant;
@@ -37,6 +38,7 @@ pub struct Sent {
 pub struct Route<'r> {
     pub service: &'r Arc<Service>,
     pub cohort: Cohort,
+    pub wanted: Role,
 }
 
 pub async fn send(
