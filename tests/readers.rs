@@ -287,7 +287,9 @@ fn readers_and_writers_have_lines_of_their_own() {
     for one in waiting {
         assert_eq!(one.finish().expect("an answer").text(), "writer");
     }
-    assert_eq!(held.finish().expect("an answer").status, 502);
+    // On a connection that had been used before, what was under way may be asked again.
+    let held = held.finish().expect("an answer");
+    assert!(held.status == 502 || held.text() == "writer", "{held}");
     waits(0);
 }
 
