@@ -741,16 +741,19 @@ fn without_a_health_path_there_is_none() {
 fn slow_uploads_do_not_keep_others_waiting_behind_a_pause() {
     let app = Recorder::start();
     let limits = "bytes_per_second_min = 0\nconnections_per_client = 0";
-    let world = World::with_limits(limits, DaemonOptions::default());
+    // One worker, so that they go on in the order in which they came.
+    let options =
+        DaemonOptions { args: ["--workers", "1"].map(Into::into).to_vec(), ..DaemonOptions::default() };
+    let world = World::with_limits(limits, options);
     world.deploy(&app.target());
     world.agentctl(["pause", "shop", "--max-pause", "1h"]).succeeds();
-    // As many as may go on at a time, and none of them gets an answer.
+    // More than may go on at a time, and none of them gets an answer.
     let every = Duration::from_secs(1);
     let slow = Manner::SlowBody { host: "shop.test", path: "/", every };
-    let _crowd = Crowd::start(world.http(), 512, slow).settles();
-    until_waiting(&world, 512);
+    let _crowd = Crowd::start(world.http(), 600, slow).settles();
+    until_waiting(&world, 600);
     let last = root().begin(world.http());
-    until_waiting(&world, 513);
+    until_waiting(&world, 601);
     world.agentctl(["resume", "shop"]).succeeds();
     assert_eq!(last.finish().expect("an answer").text(), "recorded");
 }

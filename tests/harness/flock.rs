@@ -100,7 +100,7 @@ async fn client(number: usize, address: SocketAddr, url: String, counts: Arc<Cou
         Err(why) => return counts.refused.lock().expect("no holder panics").push(why),
     };
     counts.open.fetch_add(1, Ordering::Relaxed);
-    let talks = number % TALKER_ONE_IN == 0;
+    let talks = number.is_multiple_of(TALKER_ONE_IN);
     let text = format!("{number} {}", "word ".repeat(WORDS / 5));
     let how = loop {
         if talks && socket.send(Message::text(text.clone())).await.is_err() {

@@ -87,7 +87,11 @@ pub async fn wait(waiter: Waiter, facts: &Facts) -> Result<(), Reason> {
     let deadline = facts.arrived + max_pause(&halt);
     tokio::select! {
         biased;
-        going = halt.go() => facts.note(|known| known.going = going),
+        going = halt.go() => if let Some((going, turn)) = going {
+            let shutdown = worker.shutdown.clone();
+            worker.tasks.spawn_local(async move { shutdown.run_until_cancelled(turn).await });
+            facts.note(|known| known.going = Some(going));
+        },
         () = worker.shutdown.cancelled() => return Err(Reason::ShuttingDown),
         // Once the pause is over, nobody is turned away for it.
         () = sleep_until(deadline) => if !halt.is_lifted() { return Err(Reason::PauseTimeout) },
