@@ -20,6 +20,12 @@ fn pages(dir: &Path, files: &[(&str, &str)]) -> String {
     pages.to_str().expect("a path of ASCII").to_owned()
 }
 
+/// What the daemon keeps of them.
+fn copies(world: &World) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(world.daemon.state_dir().join("pages")).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
 /// A world whose only release has died, with these pages.
 fn broken(files: &[(&str, &str)]) -> World {
     let world = World::start();
@@ -58,7 +64,7 @@ fn pages_outlive_their_directory_and_a_restart() {
     world.daemon.start_again();
     assert_eq!(world.get("/").text(), "our page");
     world.agentctl(["remove", "shop"]).succeeds();
-    assert!(!world.daemon.state_dir().join("pages/shop.json").exists(), "nothing is left behind");
+    assert_eq!(copies(&world), Vec::<std::path::PathBuf>::new(), "nothing is left behind");
 }
 
 #[test]
@@ -107,10 +113,10 @@ fn bad_pages_are_refused_before_the_gate() {
 #[test]
 fn a_full_disk_refuses_the_pages_and_keeps_the_old_ones() {
     let world = broken(&[("502.html", "first")]);
-    // A directory in the way of the copy: what a disk does when it is full, for this one file.
-    let copy = world.daemon.state_dir().join("pages/shop.json");
-    fs::remove_file(&copy).expect("it was kept");
-    fs::create_dir_all(copy.join("in-the-way")).expect("a directory");
+    // A file in the way of the directory of copies: what a disk does when it is full, for this one write.
+    let copies = world.daemon.state_dir().join("pages");
+    fs::remove_dir_all(&copies).expect("it was kept");
+    fs::write(&copies, "in the way").expect("a file");
     let other = world.dir().join("other");
     fs::create_dir(&other).expect("a directory");
     fs::write(other.join("502.html"), "second").expect("a page");

@@ -17,6 +17,8 @@ use super::state_dir;
 /// A page is for reading; all of them stay in memory.
 const PAGE_BYTES_MAX: u64 = 512 * 1024;
 pub(super) const DIRECTORY: &str = "pages";
+/// The one that serves, the one to go back to, and one of a deploy that was refused.
+const COPIES_MAX: usize = 3;
 
 #[derive(Debug, thiserror::Error)]
 pub enum PageError {
@@ -72,38 +74,61 @@ impl PageTexts {
         Ok(pages)
     }
 
-    /// Keeps a copy for `service`.
+    /// Keeps a copy for `service`, beside those of directories that it had before: a deploy may yet be refused or taken
+    /// back.
     pub fn keep(&self, state_dir: &Path, service: &ServiceName) -> Result<(), PageError> {
-        let path = copy_of(state_dir, service);
+        let path = copy_of(state_dir, service, &self.directory);
         let failed = |source| PageError::Keep { path: path.clone(), source };
         let text = serde_json::to_vec(self).map_err(|error| failed(error.into()))?;
         if fs::read(&path).is_ok_and(|kept| kept == text) {
             return Ok(());
         }
         fs::create_dir_all(state_dir.join(DIRECTORY)).map_err(failed)?;
-        state_dir::overwrite(&path, &text).map_err(failed)
+        state_dir::overwrite(&path, &text).map_err(failed)?;
+        let mut copies = copies(state_dir, service);
+        copies
+            .sort_by_key(|path| std::cmp::Reverse(fs::metadata(path).and_then(|kept| kept.modified()).ok()));
+        copies.into_iter().filter(|copy| *copy != path).skip(COPIES_MAX - 1).for_each(|copy| remove(&copy));
+        Ok(())
     }
 
     /// The copy for `service`, if it was made of `directory`.
     pub fn kept(state_dir: &Path, service: &ServiceName, directory: &Path) -> Option<Self> {
-        let bytes = fs::read(copy_of(state_dir, service)).ok()?;
+        let bytes = fs::read(copy_of(state_dir, service, directory)).ok()?;
         serde_json::from_slice(&bytes).ok().filter(|kept: &Self| kept.directory == directory)
     }
 }
 
-/// Forgets the copy for a service that is gone.
+/// Forgets the copies for a service that is gone.
 pub fn forget(state_dir: &Path, service: &ServiceName) {
-    // Without one there is nothing to forget, and what stays on a broken disk does no harm.
-    let _ = fs::remove_file(copy_of(state_dir, service));
+    copies(state_dir, service).iter().for_each(|copy| remove(copy));
 }
 
-fn copy_of(state_dir: &Path, service: &ServiceName) -> PathBuf {
-    state_dir.join(DIRECTORY).join(format!("{service}.json"))
+fn remove(copy: &Path) {
+    // What stays on a broken disk does no harm.
+    let _ = fs::remove_file(copy);
+}
+
+/// `@` is in no name of a service.
+fn copy_of(state_dir: &Path, service: &ServiceName, directory: &Path) -> PathBuf {
+    let digest = blake3::hash(directory.as_os_str().as_encoded_bytes()).to_hex();
+    state_dir.join(DIRECTORY).join(format!("{service}@{}.json", &digest[..16]))
+}
+
+fn copies(state_dir: &Path, service: &ServiceName) -> Vec<PathBuf> {
+    let prefix = format!("{service}@");
+    let entries = fs::read_dir(state_dir.join(DIRECTORY)).into_iter().flatten().flatten();
+    let ours = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+    ours.map(|entry| entry.path()).collect()
 }
 
 fn read_page(path: &Path) -> Result<String, PageError> {
     let failed = |source| PageError::Read { path: path.to_owned(), source };
     let mut bytes = Vec::new();
+    // A pipe of this name would keep us waiting for ever.
+    if !fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")));
+    }
     let file = fs::File::open(path).map_err(failed)?;
     file.take(PAGE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > PAGE_BYTES_MAX {
@@ -144,6 +169,13 @@ mod tests {
         let texts = PageTexts::read(&pages).unwrap();
         assert!(texts.parse().unwrap().get(503).is_some());
         texts.keep(&state, &shop).unwrap();
+        texts.keep(&state, &shop).unwrap();
+        for other in ["v2", "v3", "v4"] {
+            let texts = PageTexts { directory: dir.path().join(other), ..texts.clone() };
+            texts.keep(&state, &shop).unwrap();
+            assert_eq!(PageTexts::kept(&state, &shop, &texts.directory).as_ref(), Some(&texts));
+        }
+        assert_eq!(copies(&state, &shop).len(), COPIES_MAX);
         texts.keep(&state, &shop).unwrap();
         fs::remove_dir_all(&pages).unwrap();
         assert_eq!(PageTexts::kept(&state, &shop, &pages), Some(texts));
