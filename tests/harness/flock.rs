@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -19,8 +20,10 @@ use crate::websocket::SocketEvent;
 
 /// Clients at the door at the same time.
 const CONNECTING_MAX: usize = 64;
-/// One in so many talks all the time; the others are idle.
-const TALKER_ONE_IN: usize = 50;
+/// So many talk all the time; the others are idle.
+const TALKERS: usize = 16;
+/// Of a talker between two messages: more would measure how busy the machine is.
+const PAUSE: Duration = Duration::from_millis(10);
 /// Many frames' worth of TCP segments, so that a close has something to cut.
 const WORDS: usize = 40_000;
 
@@ -52,10 +55,12 @@ impl Flock {
     pub fn open(address: SocketAddr, host: &str, size: usize) -> Self {
         let (counts, door) = (Arc::new(Counts::default()), Arc::new(Semaphore::new(CONNECTING_MAX)));
         let mut clients = JoinSet::new();
+        let talker_one_in = (size / TALKERS).max(1);
         for number in 0..size {
+            let talks = number.is_multiple_of(talker_one_in);
+            let who = (number, talks);
             let (counts, door) = (Arc::clone(&counts), Arc::clone(&door));
-            clients
-                .spawn_on(client(number, address, format!("ws://{host}/"), counts, door), runtime().handle());
+            clients.spawn_on(client(who, address, format!("ws://{host}/"), counts, door), runtime().handle());
         }
         let flock = Self { size, counts, _clients: clients };
         eventually("the sockets open", || {
@@ -90,7 +95,13 @@ impl Flock {
     }
 }
 
-async fn client(number: usize, address: SocketAddr, url: String, counts: Arc<Counts>, door: Arc<Semaphore>) {
+async fn client(
+    (number, talks): (usize, bool),
+    address: SocketAddr,
+    url: String,
+    counts: Arc<Counts>,
+    door: Arc<Semaphore>,
+) {
     let opened = {
         let _turn = door.acquire().await.expect("nobody closes it");
         open(address, &url).await
@@ -100,7 +111,6 @@ async fn client(number: usize, address: SocketAddr, url: String, counts: Arc<Cou
         Err(why) => return counts.refused.lock().expect("no holder panics").push(why),
     };
     counts.open.fetch_add(1, Ordering::Relaxed);
-    let talks = number.is_multiple_of(TALKER_ONE_IN);
     let text = format!("{number} {}", "word ".repeat(WORDS / 5));
     let how = loop {
         if talks && socket.send(Message::text(text.clone())).await.is_err() {
@@ -112,6 +122,7 @@ async fn client(number: usize, address: SocketAddr, url: String, counts: Arc<Cou
                     break SocketEvent::Cut(format!("{} bytes came back", echo.len()));
                 }
                 counts.echoes.fetch_add(1, Ordering::Relaxed);
+                sleep(PAUSE).await;
             }
             Some(Ok(Message::Close(frame))) => {
                 break SocketEvent::Closed(frame.map(|frame| frame.code.into()));
