@@ -608,6 +608,7 @@ fn an_app_that_flushes_is_seen_at_once() {
     // A stream that never pauses and never ends is not waited for either.
     let endless = Recorder::scripted(|_, stream| {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+        // An app that trickles: the time between its pieces is what the story is about.
         while stream.write_all(b"1\r\nx\r\n").is_ok() {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
@@ -647,6 +648,7 @@ fn two_thousand_bytes() -> Recorder {
             let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
             let first = stream.write_all(format!("{head}{half}").as_bytes());
             if path == "/slow" {
+                // The app's own pause, longer than an answer is held back for one.
                 std::thread::sleep(std::time::Duration::from_secs(1));
             }
             first.and_then(|()| stream.write_all(format!("{half}0\r\n\r\n").as_bytes()))

@@ -89,6 +89,7 @@ fn a_pause_under_load_with_a_deploy_inside_it_loses_nothing() {
     world.deploy(&v2.target());
     assert_eq!(shop(&world).state, ServiceState::Paused, "a deploy does not resume");
     until_waiting(&world, 6);
+    // The promise is for a pause of 5 s, whatever it has taken so far.
     std::thread::sleep(Duration::from_secs(5).saturating_sub(paused.elapsed()));
     let resumed = world.agentctl(["resume", "shop"]).succeeds();
     assert!(
@@ -258,6 +259,7 @@ fn a_longer_pause_counts_for_those_who_wait_already() {
     world.agentctl(["pause", "shop", "--max-pause", "5m", "--max-waiting", "1"]).succeeds();
     until_waiting(&world, 2);
     refused(&root().at(world.http()), 503, "pause_full");
+    // Longer than the first pause would have let them wait: that time must really pass in the daemon.
     std::thread::sleep(Duration::from_millis(5_500));
     assert_eq!(halt(&world).waiting, 2);
     world.agentctl(["resume", "shop"]).succeeds();
@@ -559,6 +561,7 @@ fn those_who_waited_are_served_in_their_order_however_many_they_are() {
         other => Err(other.to_string()),
     });
     refused(&root().at(world.http()), 503, "queue_full");
+    // Past the queue-timeout that holds for everybody else.
     std::thread::sleep(Duration::from_millis(500));
     puma.get("/open");
     for one in waiting {

@@ -18,6 +18,7 @@ pub mod declarations;
 pub mod deploy;
 pub mod drain;
 pub mod endpoints;
+pub mod files;
 pub mod gate;
 pub mod handlers;
 pub mod monitor;

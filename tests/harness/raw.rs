@@ -100,6 +100,7 @@ impl Raw {
             match self.stream.write(rest) {
                 Ok(n) => rest = &rest[n..],
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    // Until the peer has read: a poll would say no more.
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 Err(_) => open = false,

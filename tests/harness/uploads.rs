@@ -89,6 +89,7 @@ fn upload(
             begun.fetch_add(1, Ordering::Relaxed);
         }
         if speed.is_some() {
+            // A slow client is what this is.
             std::thread::sleep(TICK);
         }
     }

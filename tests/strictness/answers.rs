@@ -321,7 +321,8 @@ fn a_pooled_connection_is_silent_between_answers() {
                 () if line.contains("/late-byte") => b"\n",
                 () => return,
             };
-            // The proxy has the answer by now, and has put the connection away.
+            // Usually the proxy has put the connection away by then. Where it has not, the bytes come with the answer, and the
+            // same must hold.
             std::thread::sleep(Duration::from_millis(50));
             let _ = stream.write_all(late);
         }),

@@ -2,15 +2,15 @@
 //!
 //! No release changes and no target is probed; what is in flight goes on under the policy that it began with.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::protocol::{Applied, DeclareRequest, Plan, Problem, ProblemCode};
 
-use super::certificates::{self, ServiceCertificate};
 use super::context::{Context, Shared};
 use super::declarations::{self, Policies};
+use super::files::Files;
 use super::operations::Claim;
-use super::pages;
 use super::registry::Declaration;
 use crate::adapters::state_file::State;
 
@@ -23,8 +23,7 @@ pub async fn plan(context: &Context, request: &DeclareRequest) -> Result<Plan, P
     declarations::check_generation(state, request.generation)?;
     declarations::check_routes(state, &policies)?;
     for policy in policies.values() {
-        certificates::load(policy).await?;
-        pages::load(policy).await?;
+        Files::load(policy).await?;
     }
     let services = declarations::plan(state, &policies);
     Ok(Plan { generation: state.generation, services })
@@ -36,15 +35,12 @@ pub async fn apply(context: &Shared, actor: String, request: &DeclareRequest) ->
     declarations::check_generation(state, request.generation)?;
     let claims = claim(context, state, &policies, &actor)?;
     declarations::check_routes(state, &policies)?;
-    let (mut certificates, mut read_pages) = (Vec::new(), Vec::new());
+    let mut files = BTreeMap::new();
     for (name, policy) in &policies {
-        let loaded: Option<ServiceCertificate> = certificates::load(policy).await?;
-        certificates.extend(loaded.map(|certificate| (name.clone(), certificate)));
-        read_pages.extend(pages::load(policy).await?.map(|pages| (name.clone(), pages)));
+        files.insert(name.clone(), Files::load(policy).await?);
     }
     let services = declarations::plan(state, &policies);
-    let declaration =
-        Declaration { policies, actor, generation: state.generation, certificates, pages: read_pages };
+    let declaration = Declaration { policies, actor, generation: state.generation, files };
     // Whether the caller stays or not, the services are claimed until it is done.
     let context = Arc::clone(context);
     let tasks = context.tasks.clone();

@@ -10,6 +10,7 @@ use model::service::{Canary, Policy};
 
 use super::changes::{Change, canary_runs, no_canary};
 use super::context::{Candidate, Context, Gated, Shared, Wanted, accepted, invalid};
+use super::files::Files;
 use super::operations::Claim;
 use super::registry::Commit;
 use super::report::{self, Events, Reporter};
@@ -85,8 +86,7 @@ impl Start {
             kind: "canary start",
             message: message.clone(),
             known: vec![passed],
-            certificate: None,
-            pages: None,
+            files: Files::default(),
         };
         context.registry.commit(commit).await?;
         Ok(context.done(name, true, format!("`{name}`: {message}")))
@@ -118,8 +118,7 @@ pub async fn set(
         kind: "canary set",
         message: message.clone(),
         known: Vec::new(),
-        certificate: None,
-        pages: None,
+        files: Files::default(),
     };
     context.registry.commit(commit).await?;
     Ok(context.done(name, true, message))
@@ -161,8 +160,7 @@ async fn end(
         kind: verb,
         message,
         known: Vec::new(),
-        certificate: None,
-        pages: None,
+        files: Files::default(),
     };
     let timeouts = service.policy.timeouts.clone();
     let tasks = context.tasks.clone();

@@ -15,6 +15,7 @@ use super::activations::{Activation, Factory};
 use super::audit::Audit;
 use super::changes::Change;
 use super::endpoints;
+use super::files::Files;
 use super::gate::{self, GateFailure};
 use super::operations::Operations;
 use super::registry::{Command, Commit, Registry};
@@ -134,8 +135,7 @@ impl Context {
             kind: REFUSED,
             message: problem.message.clone(),
             known: Vec::new(),
-            certificate: None,
-            pages: None,
+            files: Files::default(),
         };
         // The caller's answer matters more than ours.
         let Err(lost) = self.registry.commit(commit).await else { return };

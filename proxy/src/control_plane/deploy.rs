@@ -14,8 +14,8 @@ use super::bake::Bake;
 use super::certificates::{self, ServiceCertificate};
 use super::changes::{self, Change};
 use super::context::{Candidate, Context, Gated, Shared, Wanted, accepted};
+use super::files::Files;
 use super::operations::Claim;
-use super::pages::{self, ServicePages};
 use super::pause;
 use super::progress::Progress;
 use super::registry::{Command, Commit, Committed};
@@ -33,8 +33,7 @@ struct Deploy {
     actor: String,
     candidate: Candidate,
     policy: Policy,
-    certificate: Option<ServiceCertificate>,
-    pages: Option<ServicePages>,
+    files: Files,
     reporter: Reporter,
     /// The gate is not waited for.
     force: bool,
@@ -54,8 +53,7 @@ pub async fn start(
     let current = service.map(|service| &service.policy).or(declared).cloned().unwrap_or_default();
     let policy = policy_patch::apply(&request.policy, current)?;
     let mut candidate = context.candidate(Wanted::of(&request), service).await?;
-    let certificate = certificates::load(&policy).await?;
-    let pages = pages::load(&policy).await?;
+    let files = Files::load(&policy).await?;
     changes::check_routes(&view.state, &name, &policy)?;
     context.check_buffers(&policy).await?;
 
@@ -67,8 +65,8 @@ pub async fn start(
         // Still the same release: only its policy changes, if anything does.
         candidate = Candidate { record: service.stable.clone(), endpoints: live.stable.endpoints() };
         if service.policy == policy && !(request.replace_canary && canary.is_some()) {
-            let done = already(&context, service, certificate.as_ref().or(live.certificate.as_ref()));
-            reload_files(&context, service, certificate, pages).await?;
+            let done = already(&context, service, files.certificate.as_ref().or(live.certificate.as_ref()));
+            reload_files(&context, service, files).await?;
             drop(claim);
             reporter.end(Ok(done)).await;
             return Ok(events);
@@ -82,7 +80,7 @@ pub async fn start(
     reporter.tell(accepted(&name, VERB, &candidate.record));
     let tasks = context.tasks.clone();
     let force = request.force;
-    let deploy = Deploy { context, claim, actor, candidate, policy, certificate, pages, reporter, force };
+    let deploy = Deploy { context, claim, actor, candidate, policy, files, reporter, force };
     tasks.spawn(deploy.run());
     Ok(events)
 }
@@ -105,16 +103,11 @@ fn already(context: &Context, service: &Service, shown: Option<&ServiceCertifica
 }
 
 /// Files that were renewed under the same names need no gate.
-async fn reload_files(
-    context: &Context,
-    service: &Service,
-    certificate: Option<ServiceCertificate>,
-    pages: Option<ServicePages>,
-) -> Result<(), Problem> {
-    if certificate.is_none() && pages.is_none() {
+async fn reload_files(context: &Context, service: &Service, files: Files) -> Result<(), Problem> {
+    if files.certificate.is_none() && files.pages.is_none() {
         return Ok(());
     }
-    context.registry.send(Command::Files(service.name.clone(), certificate, pages)).await
+    context.registry.send(Command::Files(service.name.clone(), files)).await
 }
 
 impl Deploy {
@@ -179,8 +172,7 @@ impl Deploy {
             actor: self.actor.clone(),
             kind: VERB,
             known: vec![passed],
-            certificate: self.certificate.clone(),
-            pages: self.pages.clone(),
+            files: self.files.clone(),
         }
     }
 

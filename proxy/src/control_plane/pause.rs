@@ -19,6 +19,7 @@ use super::activations::Live;
 use super::changes::{Change, no_service};
 use super::context::{Context, Shared, accepted};
 use super::drain;
+use super::files::Files;
 use super::registry::{Commit, Committed};
 use super::report::{self, Events, Reporter};
 use super::switch::{self, Settled};
@@ -117,8 +118,7 @@ impl Operation {
             actor: self.rule.actor.clone(),
             kind: verb(&self.rule),
             known: Vec::new(),
-            certificate: None,
-            pages: None,
+            files: Files::default(),
         };
         let Committed { generation, at_ms, after, .. } = self.context.registry.commit(commit).await?;
         let (_, live) = after.ok_or_else(|| no_service(&self.name))?;
@@ -217,8 +217,7 @@ pub async fn resume(context: &Context, name: &ServiceName, actor: String) -> Res
         kind: "resume",
         message: message.clone(),
         known: Vec::new(),
-        certificate: None,
-        pages: None,
+        files: Files::default(),
     };
     context.registry.commit(commit).await?;
     Ok(context.done(name, true, message))

@@ -16,11 +16,10 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use self::keeper::{Keeper, Parts};
 use super::activations::{Activation, Live};
-use super::certificates::ServiceCertificate;
 use super::changes::{Change, no_release, no_service};
 use super::declarations::Policies;
+use super::files::Files;
 use super::monitor::Readings;
-use super::pages::ServicePages;
 use crate::adapters::state_file::State;
 use crate::release::{Endpoint, Release};
 
@@ -55,9 +54,8 @@ pub struct Commit {
     pub message: String,
     /// Activations that may take a slot, besides those that are in one: gated, or in a slot before.
     pub known: Vec<Activation>,
-    /// Of the policy's files, when they were read anew.
-    pub certificate: Option<ServiceCertificate>,
-    pub pages: Option<ServicePages>,
+    /// The policy's, when they were read anew.
+    pub files: Files,
 }
 
 /// A change that is on disk and published.
@@ -79,15 +77,14 @@ pub struct Declaration {
     pub actor: String,
     /// Of the state that was looked at; refused if it has gone on.
     pub generation: u64,
-    /// Of the policies' files, read anew.
-    pub certificates: Vec<(ServiceName, ServiceCertificate)>,
-    pub pages: Vec<(ServiceName, ServicePages)>,
+    /// The policies', read anew.
+    pub files: BTreeMap<ServiceName, Files>,
 }
 
 pub enum Command {
     Commit(Box<Commit>, oneshot::Sender<Result<Committed, Problem>>),
     /// The files of a service's policy were read anew.
-    Files(ServiceName, Option<ServiceCertificate>, Option<ServicePages>),
+    Files(ServiceName, Files),
     /// A release's names were looked up at last.
     Located(ServiceName, Record, Vec<Endpoint>),
     /// An operation has ended: forget what only it needed.

@@ -5,6 +5,7 @@ use model::protocol::Problem;
 
 use super::changes::Change;
 use super::context::{Context, Shared, accepted};
+use super::files::Files;
 use super::registry::Commit;
 use super::report::{self, Events};
 use super::switch;
@@ -28,8 +29,7 @@ pub async fn start(context: Shared, name: ServiceName, actor: String) -> Result<
         kind: VERB,
         message: format!("service `{name}` is removed"),
         known: Vec::new(),
-        certificate: None,
-        pages: None,
+        files: Files::default(),
     };
     let timeouts = service.policy.timeouts.clone();
     let tasks = context.tasks.clone();
@@ -51,8 +51,7 @@ async fn forget(context: &Context, name: &ServiceName, actor: String) -> Result<
         kind: VERB,
         message: message.clone(),
         known: Vec::new(),
-        certificate: None,
-        pages: None,
+        files: Files::default(),
     };
     context.registry.commit(commit).await?;
     let (reporter, events) = report::channel();

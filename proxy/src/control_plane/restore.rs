@@ -11,8 +11,9 @@ use model::service::{Release as Record, Service};
 use tokio_util::sync::CancellationToken;
 
 use super::activations::{Activation, Factory, Live};
+use super::files::Files;
+use super::gate;
 use super::registry::{Command, Registry, View};
-use super::{certificates, gate, pages};
 use crate::adapters::state_file::{Loaded, State};
 use crate::release::Endpoint;
 
@@ -67,8 +68,8 @@ async fn restore(service: &Service, factory: &Factory, dir: &Path) -> (ServiceNa
         held = Some(activation);
         unlocated.extend(missing);
     }
-    let certificate = certificates::current(service, []).await;
-    let pages = pages::current(service, [], dir).await;
+    let nothing = Files::default();
+    let Files { certificate, pages } = Files::current(service, nothing.clone(), nothing, dir).await;
     let halt = Live::halt(None, service.halt.as_ref());
     (service.name.clone(), Live { stable, canary, held, certificate, pages, halt }, unlocated)
 }

@@ -9,6 +9,7 @@ use super::activations::Live;
 use super::audit::OURSELVES;
 use super::changes::{self, Change};
 use super::context::Context;
+use super::files::Files;
 use super::operations::Claim;
 use super::registry::Commit;
 use super::report::Reporter;
@@ -47,9 +48,8 @@ pub async fn revert(
         actor: OURSELVES.to_owned(),
         kind: "revert",
         message: message.clone(),
+        files: Files::of(&live),
         known: std::iter::once(live.stable).chain(live.held).collect(),
-        certificate: live.certificate,
-        pages: live.pages,
     };
     let committed = match context.registry.commit(commit).await {
         Ok(committed) => committed,

@@ -9,6 +9,7 @@ use super::activations::Activation;
 use super::answers;
 use super::changes::Change;
 use super::context::{Candidate, Context, Gated, Shared, accepted, invalid};
+use super::files::Files;
 use super::operations::Claim;
 use super::pause;
 use super::registry::Commit;
@@ -218,8 +219,7 @@ async fn roll_back(
         actor: actor.to_owned(),
         kind: VERB,
         known,
-        certificate: None,
-        pages: None,
+        files: Files::default(),
     };
     let committed = context.registry.commit(commit).await?;
     switch::tell_switched(reporter, &committed);

@@ -20,7 +20,7 @@ use super::admission::SocketPlace;
 use super::buffering::responses::KeptBody;
 use super::buffering::spool::{Next, Spool, SpoolError};
 use super::exchange::{Connection, Facts};
-use super::forward::client_ip_header;
+use super::forwarded::client_ip_header;
 use super::headers::strip_trailers;
 use super::pace::Sender;
 use super::upgrade::Farewell;

@@ -12,7 +12,6 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use model::canary::{COOKIE_PLAIN, COOKIE_SECURE, Cohort, Visit};
 use model::cookie_scope;
-use model::forwarded::ClientIpHeader;
 use model::readers::{self, Role};
 use model::reason::Reason;
 use model::route::Lookup;
@@ -25,7 +24,7 @@ use super::body::{AnswerBody, EventStream, TargetBody};
 use super::buffering::requests::Intake;
 use super::buffering::responses::{self, Coming};
 use super::exchange::{Connection, Exchange, Facts};
-use super::forwarded::{Forwarded, Trust};
+use super::forwarded::{Forwarded, Trust, client_ip_header};
 use super::halt::{self, Passage};
 use super::headers;
 use super::health;
@@ -39,7 +38,6 @@ use super::upstream::send::{self, Route, Sent};
 use super::upstream::stream::Ahead;
 use super::upstream::upload::Upload;
 use crate::clock;
-use crate::config::Config;
 use crate::halt::Waiter;
 use crate::release::InFlight;
 use crate::snapshot::{Service, Slot, Snapshot};
@@ -239,11 +237,6 @@ fn who_asks(fields: &HeaderMap, connection: &Connection, policy: Option<&Policy>
         client_ip_header: client_ip_header(config, policy),
     };
     Forwarded::read(fields, connection.peer, https, &trust)
-}
-
-/// Where trusted proxies name the client: the service's own setting comes first.
-pub fn client_ip_header<'c>(config: &'c Config, policy: Option<&'c Policy>) -> Option<&'c ClientIpHeader> {
-    policy.and_then(|policy| policy.client_ip_header.as_ref()).or(config.client_ip_header.as_ref())
 }
 
 fn note_client(facts: &Facts, forwarded: &Forwarded) {

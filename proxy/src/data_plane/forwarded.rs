@@ -8,8 +8,9 @@ use std::net::IpAddr;
 use http::header::{HeaderMap, HeaderValue};
 use model::forwarded::{ClientIpHeader, Element, parse_address, parse_forwarded};
 use model::networks::{Networks, is_private};
+use model::service::Policy;
 
-use crate::config::ProxyHeaders;
+use crate::config::{Config, ProxyHeaders};
 
 /// Who asks, as the app shall see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +31,11 @@ pub struct Trust<'c> {
     pub private: bool,
     pub headers: ProxyHeaders,
     pub client_ip_header: Option<&'c ClientIpHeader>,
+}
+
+/// Where trusted proxies name the client: the service's own setting comes first.
+pub fn client_ip_header<'c>(config: &'c Config, policy: Option<&'c Policy>) -> Option<&'c ClientIpHeader> {
+    policy.and_then(|policy| policy.client_ip_header.as_ref()).or(config.client_ip_header.as_ref())
 }
 
 impl Trust<'_> {

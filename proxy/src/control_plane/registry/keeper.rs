@@ -18,8 +18,8 @@ use tokio::sync::mpsc;
 
 use super::super::activations::{self, Activation, Factory, Live};
 use super::super::audit::{Audit, OURSELVES};
-use super::super::certificates;
 use super::super::changes::{self, Change, Origin};
+use super::super::files::Files;
 use super::super::gate::probe_host;
 use super::super::monitor::{HealthChange, Monitor, Role, Watched};
 use super::super::operations::Operations;
@@ -90,15 +90,19 @@ impl Keeper {
                 // A caller that has gone finds the change in the status.
                 let _ = answer.send(result);
             }
-            Command::Files(name, certificate, pages) => {
-                if let Some(pages) = &pages
+            Command::Files(name, files) => {
+                if let Some(pages) = &files.pages
                     && let Err(problem) = pages::keep(pages, &name, self.parts.file.dir()).await
                 {
                     tracing::warn!(service = %name, causes = problem.causes.join(": "), "{}", problem.message);
                 }
                 self.change_live(&name, |live| {
-                    live.certificate = certificate.or(live.certificate.take());
-                    live.pages = pages.or(live.pages.take());
+                    let Files { certificate, pages } = Files::of(live);
+                    let files = Files {
+                        certificate: files.certificate.or(certificate),
+                        pages: files.pages.or(pages),
+                    };
+                    files.put_into(live);
                 });
             }
             Command::Located(name, record, endpoints) => self.relocate(&name, &record, &endpoints),
@@ -114,7 +118,7 @@ impl Keeper {
         let origin = Origin { actor: commit.actor.clone(), at_ms: now_ms(), by: commit.kind };
         let state = changes::apply(&self.current.state, &commit.service, &commit.change, &origin)?;
         let live = self.follow(&commit, &state).await?;
-        if let Some(pages) = &commit.pages {
+        if let Some(pages) = &commit.files.pages {
             pages::keep(pages, &commit.service, self.parts.file.dir()).await?;
         }
         let state = self.save(state).await?;
@@ -149,16 +153,13 @@ impl Keeper {
             let message = format!("nothing is at work for release `{}`", service.stable.id);
             Problem::new(ProblemCode::Internal, message)
         })?;
-        let known = before.and_then(|live| live.certificate.clone());
         live.halt = Live::halt(before, service.halt.as_ref());
         if matches!(commit.change, Change::Halt { .. }) && before.is_none_or(|live| live.halt.is_none()) {
             live.renew();
         }
-        live.certificate =
-            certificates::current(service, commit.certificate.clone().into_iter().chain(known)).await;
-        let known = before.and_then(|live| live.pages.clone());
-        let known = commit.pages.clone().into_iter().chain(known);
-        live.pages = pages::current(service, known, self.parts.file.dir()).await;
+        let known = before.map(Files::of).unwrap_or_default();
+        let files = Files::current(service, commit.files.clone(), known, self.parts.file.dir()).await;
+        files.put_into(&mut live);
         Ok(Some(live))
     }
 

@@ -7,21 +7,24 @@ use model::name::ServiceName;
 use model::protocol::{DeclaredState, DifferenceBody, LoggedEvent, Problem, ServicePlan};
 use model::provenance::Mark;
 
-use super::super::super::{apply, certificates, declarations, now_ms, pages};
+use super::super::super::files::Files;
+use super::super::super::{apply, declarations, now_ms, pages};
 use super::super::{Declaration, View};
 use super::Keeper;
 
 impl Keeper {
     /// The generation, and whether anything was new. Certificates that were read anew are shown in any case.
     pub(super) async fn declare(&mut self, declaration: Declaration) -> Result<(u64, bool), Problem> {
-        let Declaration { policies, actor, generation, certificates, pages: read_pages } = declaration;
+        let Declaration { policies, actor, generation, mut files } = declaration;
         let before = Arc::clone(&self.current.state);
         declarations::check_generation(&before, Some(generation))?;
         let mark = Mark { actor, at_ms: now_ms(), by: apply::VERB.to_owned() };
         let next = declarations::declare(&before, &policies, &mark)?;
         let changed = next.is_some();
-        for (name, read) in &read_pages {
-            pages::keep(read, name, self.parts.file.dir()).await?;
+        for (name, read) in &files {
+            if let Some(pages) = &read.pages {
+                pages::keep(pages, name, self.parts.file.dir()).await?;
+            }
         }
         let state = match next {
             Some(next) => self.save(next).await?,
@@ -32,12 +35,9 @@ impl Keeper {
             let (Some(service), Some(live)) = (state.services.get(name), live.get_mut(name)) else {
                 continue;
             };
-            let read = certificates.iter().find(|(of, _)| of == name).map(|(_, read)| read.clone());
-            live.certificate =
-                certificates::current(service, read.into_iter().chain(live.certificate.take())).await;
-            let read = read_pages.iter().find(|(of, _)| of == name).map(|(_, read)| read.clone());
-            let known = read.into_iter().chain(live.pages.take());
-            live.pages = pages::current(service, known, self.parts.file.dir()).await;
+            let read = files.remove(name).unwrap_or_default();
+            let now = Files::current(service, read, Files::of(live), self.parts.file.dir()).await;
+            now.put_into(live);
         }
         self.swap(View { state, live });
         let new = declarations::undeclared(&before, &policies);
