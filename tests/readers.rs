@@ -283,6 +283,7 @@ fn readers_and_writers_have_lines_of_their_own() {
     waits(3);
     assert_eq!(Ask::post("shop.test", "/", "x").at(world.http()).text(), "writer", "nor writes for reads");
     // Those in line go on to the writer when the last reader is gone.
+    reader.stop_listening();
     reader.kill();
     for one in waiting {
         assert_eq!(one.finish().expect("an answer").text(), "writer");

@@ -111,12 +111,15 @@ impl Puma {
             if !log.contains("Use Ctrl-C to stop") {
                 return Err(log);
             }
-            let connected = match &self.bind {
-                Bind::Tcp(address) => TcpStream::connect(address).map(drop),
-                Bind::Unix(path) => UnixStream::connect(path).map(drop),
-            };
-            connected.map(Ok).map_err(|error| format!("{error}\n{}", self.log()))
+            self.connect().map(Ok).map_err(|error| format!("{error}\n{}", self.log()))
         })
+    }
+
+    fn connect(&self) -> std::io::Result<()> {
+        match &self.bind {
+            Bind::Tcp(address) => TcpStream::connect(address).map(drop),
+            Bind::Unix(path) => UnixStream::connect(path).map(drop),
+        }
     }
 
     /// As `agentctl deploy --target` spells it.
@@ -150,6 +153,16 @@ impl Puma {
         }
         eventually("Puma stops", || match self.child.try_wait() {
             Ok(Some(_)) => Ok(()),
+            other => Err(format!("{other:?}\n{}", self.log())),
+        });
+    }
+
+    /// Asks it to stop while it is at work, and waits until it takes no more connections. A process that is killed
+    /// outright loses its sockets one by one, and a client may still be let in by the last of them.
+    pub fn stop_listening(&self) {
+        let _ = kill_process(self.pid(), Signal::TERM);
+        eventually("Puma takes no more connections", || match self.connect() {
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Ok(()),
             other => Err(format!("{other:?}\n{}", self.log())),
         });
     }
