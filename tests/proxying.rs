@@ -4,6 +4,7 @@ use std::io::Write;
 
 use harness::{
     Answer, App, Ask, PATIENCE, Puma, Raw, Received, Recorder, Socket, SocketEvent, World, eventually,
+    refused_address,
 };
 
 /// A world with one recorder as the service `shop` at `shop.test`.
@@ -29,6 +30,7 @@ fn forwarded_fields_are_ours() {
     assert_eq!(seen.values("x-forwarded-host"), ["shop.test"]);
     assert_eq!(seen.values("x-real-ip"), ["127.0.0.1"]);
     assert_eq!(seen.values("host"), ["shop.test"]);
+    assert_eq!(seen.values("x-kamal-target"), [recorder.target()]);
     assert_eq!(seen.values("x-request-id").len(), 1);
     let start = seen.values("x-request-start")[0].strip_prefix("t=").expect("t=<ms>").to_owned();
     let (start_ms, now_ms) = (start.parse::<u64>().expect("milliseconds"), harness::now_ms());
@@ -49,9 +51,11 @@ fn a_trusted_proxy_is_believed_and_nobody_else() {
             .header("x-forwarded-for", "198.51.100.9, 203.0.113.7")
             .header("x-forwarded-proto", "https")
             .header("x-request-start", "t=1")
+            .header("x-kamal-target", "192.0.2.1:80")
     };
     let world = recorded(&recorder, &[]);
     let seen = asked(&world, &recorder, forged());
+    assert_eq!(seen.values("x-kamal-target"), [recorder.target()], "{}", seen.head);
     assert_eq!(seen.values("x-forwarded-for"), ["127.0.0.1"], "{}", seen.head);
     assert_eq!(
         (seen.values("x-forwarded-proto"), seen.values("x-real-ip")),
@@ -64,6 +68,31 @@ fn a_trusted_proxy_is_believed_and_nobody_else() {
     // The chain is walked from the right: 127.0.0.1 is trusted, 203.0.113.7 is not, what is left of it is hearsay.
     assert_eq!(seen.values("x-real-ip"), ["203.0.113.7"], "{}", seen.head);
     assert_eq!(seen.values("x-forwarded-proto"), ["https"]);
+}
+
+#[test]
+fn the_app_is_told_by_which_address_it_was_asked() {
+    let recorder = Recorder::start();
+    let world = World::start();
+    let with_one_that_is_gone = format!("{},{}", refused_address(), recorder.target());
+    world.deploy_with(&with_one_that_is_gone, &["--force"]);
+    // With a body that is there before the target is chosen anew, and without.
+    let moved = |method: &str| {
+        eventually("a request goes on to the other target", || {
+            let ask = if method == "POST" {
+                Ask::post("shop.test", "/", "x=1")
+            } else {
+                Ask::get("shop.test", "/")
+            };
+            let seen = asked(&world, &recorder, ask);
+            assert_eq!(seen.values("x-kamal-target"), [recorder.target()], "{}", seen.head);
+            let log = world.daemon.access_log();
+            let moved = log.iter().any(|line| line["method"] == method && line["retried"] == true);
+            if moved { Ok(()) } else { Err(format!("{} requests", log.len())) }
+        });
+    };
+    moved("POST");
+    moved("GET");
 }
 
 #[test]

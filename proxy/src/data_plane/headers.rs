@@ -7,8 +7,9 @@ use model::forwarded::ClientIpHeader;
 
 /// Fields whose inbound value an app might believe: Rack and Rails read the first group for the client's
 /// address, scheme and host; CDNs and platforms name the client in the second, and apps behind them read it;
-/// `Rack::Sendfile` obeys those of the third; CGI turns `Proxy` into an environment variable that HTTP clients obey.
-const IDENTITY: [&str; 29] = [
+/// `Rack::Sendfile` obeys those of the third; CGI turns `Proxy` into an environment variable that HTTP clients obey;
+/// the last is ours to write.
+const IDENTITY: [&str; 30] = [
     "forwarded",
     "x-real-ip",
     "client-ip",
@@ -38,6 +39,7 @@ const IDENTITY: [&str; 29] = [
     "x-accel-mapping",
     "x-request-start",
     "proxy",
+    "x-kamal-target",
 ];
 
 /// One bit for each of those names: most fields have another, and are told apart from all of them at once.

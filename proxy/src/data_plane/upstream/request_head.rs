@@ -1,7 +1,8 @@
 //! The head of a request as its target gets it, from the client's fields to bytes in one pass.
 //!
 //! Fields that bind only the client's hop are left out (RFC 9110 §7.6.1), and those that tell Rails who asks are
-//! written anew. Nothing is allocated but room in the buffer.
+//! written anew. Nothing is allocated but room in the buffer. Only the target's own name is missing, and the empty line
+//! behind it: a request may go on to another target as it was written, so `upload.rs` adds them for each.
 
 use std::io::Write;
 
@@ -45,6 +46,7 @@ pub struct RequestHead<'r> {
 }
 
 impl RequestHead<'_> {
+    /// All but the end of the head.
     pub fn write(&self, out: &mut Vec<u8>) {
         self.write_request_line(out);
         let nominates = nominates(self.fields);
@@ -67,7 +69,6 @@ impl RequestHead<'_> {
         self.write_who_asks(out);
         write_field(out, "x-request-id", self.request_id);
         self.write_connection(out);
-        out.extend_from_slice(b"\r\n");
     }
 
     fn write_request_line(&self, out: &mut Vec<u8>) {
@@ -149,7 +150,7 @@ impl RequestHead<'_> {
     }
 }
 
-fn write_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+pub(super) fn write_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
@@ -255,7 +256,7 @@ mod tests {
         };
         head.write(&mut out);
         let text = String::from_utf8(out).unwrap();
-        let mut lines = text.strip_suffix("\r\n\r\n").unwrap().split("\r\n").map(str::to_owned);
+        let mut lines = text.strip_suffix("\r\n").unwrap().split("\r\n").map(str::to_owned);
         let line = lines.next().unwrap();
         let mut fields: Vec<String> = lines.collect();
         fields.sort_unstable();

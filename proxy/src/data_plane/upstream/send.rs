@@ -51,6 +51,7 @@ pub async fn send(
     worker.retries.earn();
     let mut refused: Vec<Arc<Target>> = Vec::new();
     let mut fresh_only = false;
+    upload.address(&in_flight.target().label);
     loop {
         let timing = Timing::new(&in_flight, facts);
         let pooled = if fresh_only { None } else { worker.pool.take(in_flight.target().pool) };
@@ -64,6 +65,7 @@ pub async fn send(
                     refused.push(Arc::clone(in_flight.target()));
                     let entered = enter_elsewhere(worker, route, in_flight, &refused, facts);
                     in_flight = Box::pin(entered).await?.ok_or(reason)?;
+                    upload.address(&in_flight.target().label);
                     facts.note(|known| known.retried = true);
                     continue;
                 }

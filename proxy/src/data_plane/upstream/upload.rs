@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame};
 use tokio::time::Instant;
 
-use super::request_head::BodyFraming;
+use super::request_head::{BodyFraming, write_field};
 use super::stream::Stream;
 use crate::data_plane::body::RequestBody;
 use crate::data_plane::deadline::Deadline;
@@ -26,6 +27,8 @@ const GATHERED_BYTES_MAX: usize = 16 * 1024;
 /// request can be sent again.
 pub struct Upload {
     out: Vec<u8>,
+    /// Where in `out` the fields of the head end that are the same for every target, and where the head ends.
+    head: Range<usize>,
     /// A large piece of the body, which is not copied.
     piece: Bytes,
     tail: &'static [u8],
@@ -52,10 +55,11 @@ pub enum UploadError {
 }
 
 impl Upload {
-    /// `head` is complete; `body` follows it.
+    /// `head` lacks its end, which `address` writes; `body` follows it.
     pub fn new(head: Vec<u8>, body: RequestBody, framing: BodyFraming) -> Self {
         let ended = body.is_end_stream();
         Self {
+            head: head.len()..head.len(),
             out: head,
             piece: Bytes::new(),
             tail: b"",
@@ -67,6 +71,12 @@ impl Upload {
             forgotten: false,
             moves: 0,
         }
+    }
+
+    /// Ends the head with the name of the target that it goes to, instead of the one that it was to go to before.
+    /// Nothing may have been written for good.
+    pub fn address(&mut self, target: &str) {
+        put_target(&mut self.out, &mut self.head, target);
     }
 
     /// Ready when everything is written.
@@ -212,8 +222,38 @@ fn skip(bytes: &[u8], n: usize) -> (&[u8], usize) {
     (&bytes[skipped..], n - skipped)
 }
 
+/// The field by which kamal-proxy tells an app which of its addresses was asked, and the empty line: from `head.start` to
+/// `head.end`.
+fn put_target(out: &mut Vec<u8>, head: &mut Range<usize>, target: &str) {
+    // In the ordinary case this is the first time, and nothing stands behind it.
+    let behind = out.split_off(head.end);
+    out.truncate(head.start);
+    write_field(out, "x-kamal-target", target.as_bytes());
+    out.extend_from_slice(b"\r\n");
+    head.end = out.len();
+    out.extend_from_slice(&behind);
+}
+
 fn put_size(out: &mut Vec<u8>, size: usize) {
     use std::io::Write;
     // Writing to a Vec cannot fail.
     let _ = write!(out, "{size:x}\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_targets_name_is_written_anew() {
+        let mut out = b"POST / HTTP/1.1\r\nhost: shop.test\r\n".to_vec();
+        let mut head = out.len()..out.len();
+        put_target(&mut out, &mut head, "127.0.0.1:3000");
+        out.extend_from_slice(b"a=1");
+        for target in ["unix:/run/a/longer/one.sock", "[::1]:1", "[::1]:1"] {
+            put_target(&mut out, &mut head, target);
+            let want = format!("POST / HTTP/1.1\r\nhost: shop.test\r\nx-kamal-target: {target}\r\n\r\na=1");
+            assert_eq!(String::from_utf8_lossy(&out), want);
+        }
+    }
 }
