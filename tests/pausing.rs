@@ -269,6 +269,44 @@ fn a_longer_pause_counts_for_those_who_wait_already() {
 }
 
 #[test]
+fn pauses_leave_connections_for_the_other_services() {
+    let app = Recorder::start();
+    let world = World::with_limits("connections = 40\nconnections_per_client = 0", DaemonOptions::default());
+    world.deploy(&app.target());
+    for name in ["blog", "docs"] {
+        let host = format!("{name}.test");
+        let flags = ["--target", &app.target(), "--host", &host, "--bake", "0s"];
+        world.operator().run(["deploy", name].iter().chain(&flags)).succeeds();
+    }
+    // Each by itself may keep more waiting than there is room for together: three quarters of the connections.
+    for name in ["shop", "blog"] {
+        world.agentctl(["pause", name, "--max-pause", "5m", "--max-waiting", "20"]).succeeds();
+    }
+    let mut waits: Vec<Begun> = (0..20).map(|_| root().begin(world.http())).collect();
+    until_waiting(&world, 20);
+    let blog = || Ask::get("blog.test", "/");
+    waits.extend((0..10).map(|_| blog().begin(world.http())));
+    eventually("so many wait for the other one, too", || {
+        match world.daemon.metric(r#"portcullis_paused_requests{service="blog"}"#) {
+            10 => Ok(()),
+            other => Err(format!("{other}")),
+        }
+    });
+    refused(&blog().at(world.http()), 503, "pause_full");
+    assert_eq!(Ask::get("docs.test", "/").at(world.http()).text(), "recorded");
+    // Who has a place keeps it, and gives it back in the end.
+    world.agentctl(["pause", "shop", "--max-pause", "5m", "--max-waiting", "20"]).succeeds();
+    until_waiting(&world, 20);
+    world.agentctl(["resume", "shop"]).succeeds();
+    waits.drain(..20).for_each(|one| assert_eq!(one.finish().expect("an answer").text(), "recorded"));
+    let another = blog().begin(world.http());
+    world.agentctl(["resume", "blog"]).succeeds();
+    waits.into_iter().chain([another]).for_each(|one| {
+        assert_eq!(one.finish().expect("an answer").text(), "recorded");
+    });
+}
+
+#[test]
 fn only_so_many_may_wait_and_who_leaves_makes_room() {
     let app = Recorder::start();
     let world = World::start();

@@ -51,9 +51,10 @@ impl Limits {
     /// hpack makes small frames into large lists; 64 KiB would cost megabytes a connection.
     pub const HTTP2_HEADER_LIST_BYTES: u32 = 16 * 1024;
 
-    /// WebSockets and event streams, of all connections: nobody closes them for a newcomer as an idle one, so what is
-    /// left is for those who ask and go. Over HTTP/2 each counts as if it had a connection of its own.
-    pub fn sockets(&self) -> usize {
+    /// WebSockets, event streams and requests that a pause keeps waiting, of all connections: nobody closes them for a
+    /// newcomer as an idle one, so what is left is for those who ask and go. Over HTTP/2 each counts as if it had a
+    /// connection of its own.
+    pub fn staying(&self) -> usize {
         (self.connections - self.connections / 4).max(1)
     }
 

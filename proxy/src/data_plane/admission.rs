@@ -32,8 +32,8 @@ pub struct Admission {
     /// Connections over the limit for as long as those that go for them have not gone.
     overlap: usize,
     per_client: usize,
-    sockets: AtomicUsize,
-    sockets_max: usize,
+    staying: AtomicUsize,
+    staying_max: usize,
     clients: Clients,
     doors: Box<[Door]>,
     origin: Instant,
@@ -101,12 +101,13 @@ impl Drop for Admitted {
     }
 }
 
-/// One of the places for WebSockets and event streams, given back when dropped.
-pub struct SocketPlace(Arc<Admission>);
+/// One of the places for what stays and cannot be closed for a newcomer: WebSockets, event streams, and requests that a pause
+/// keeps waiting. Given back when dropped.
+pub struct StayingPlace(Arc<Admission>);
 
-impl Drop for SocketPlace {
+impl Drop for StayingPlace {
     fn drop(&mut self) {
-        self.0.sockets.fetch_sub(1, Ordering::Relaxed);
+        self.0.staying.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -123,8 +124,8 @@ impl Admission {
             connections: limits.connections,
             overlap: (limits.connections / 16).clamp(16, 1024),
             per_client: limits.connections_per_client,
-            sockets: AtomicUsize::new(0),
-            sockets_max: limits.sockets(),
+            staying: AtomicUsize::new(0),
+            staying_max: limits.staying(),
             clients: Clients::default(),
             doors: (0..workers.max(1)).map(|_| door()).collect(),
             origin: Instant::now(),
@@ -157,11 +158,11 @@ impl Admission {
         }
     }
 
-    /// `None` if there are as many sockets as there may be.
-    pub fn enter_socket(self: &Arc<Self>) -> Option<SocketPlace> {
-        let before = self.sockets.fetch_add(1, Ordering::Relaxed);
-        let place = SocketPlace(Arc::clone(self));
-        (before < self.sockets_max).then_some(place)
+    /// `None` if as many stay as may.
+    pub fn stay(self: &Arc<Self>) -> Option<StayingPlace> {
+        let before = self.staying.fetch_add(1, Ordering::Relaxed);
+        let place = StayingPlace(Arc::clone(self));
+        (before < self.staying_max).then_some(place)
     }
 
     /// The worker with the connection that is missed least.

@@ -16,7 +16,7 @@ use model::reason::Reason;
 use tokio::time::Instant;
 
 use super::activity::{Activity, Busy};
-use super::admission::SocketPlace;
+use super::admission::StayingPlace;
 use super::buffering::responses::KeptBody;
 use super::buffering::spool::{Next, Spool, SpoolError};
 use super::exchange::{Connection, Facts};
@@ -246,12 +246,12 @@ pub struct TargetBody {
 /// An event stream is closed when its release ends, or when its client leaves.
 pub struct EventStream {
     farewell: Farewell,
-    _place: SocketPlace,
+    _place: StayingPlace,
     activity: Arc<Activity>,
 }
 
 impl EventStream {
-    pub fn new(farewell: Farewell, place: SocketPlace, activity: &Arc<Activity>) -> Self {
+    pub fn new(farewell: Farewell, place: StayingPlace, activity: &Arc<Activity>) -> Self {
         activity.begin_event_stream();
         Self { farewell, _place: place, activity: Arc::clone(activity) }
     }

@@ -17,7 +17,7 @@ use model::reason::Reason;
 use model::route::Lookup;
 use model::service::{Policy, ReaderPolicy};
 
-use super::admission::SocketPlace;
+use super::admission::StayingPlace;
 use super::admit::{self, CUTOVERS_MAX, Entrance, InLine};
 use super::answer;
 use super::body::{AnswerBody, EventStream, TargetBody};
@@ -25,7 +25,7 @@ use super::buffering::requests::Intake;
 use super::buffering::responses::{self, Coming};
 use super::exchange::{Connection, Exchange, Facts};
 use super::forwarded::{Forwarded, Trust, client_ip_header};
-use super::halt::{self, Passage};
+use super::halt::{self, Held, Passage};
 use super::headers;
 use super::health;
 use super::hygiene;
@@ -38,7 +38,6 @@ use super::upstream::send::{self, Route, Sent};
 use super::upstream::stream::Ahead;
 use super::upstream::upload::Upload;
 use crate::clock;
-use crate::halt::Waiter;
 use crate::release::InFlight;
 use crate::snapshot::{Service, Slot, Snapshot};
 
@@ -90,8 +89,8 @@ async fn route(body: Incoming, facts: &Rc<Facts>) -> Result<Response<AnswerBody>
                 return Ok(answer::redirect(&location, keep_method, reason, worker.config.reason_header));
             }
             Decision::Healthy => return Ok(halt::healthy(facts)),
-            Decision::Pause(waiter) => {
-                Box::pin(halt::wait(waiter, facts)).await?;
+            Decision::Pause(held) => {
+                Box::pin(halt::wait(held, facts)).await?;
                 continue;
             }
             // No seat is taken meanwhile, and the release may have changed by then. Boxed like the wait below.
@@ -122,7 +121,7 @@ enum Decision {
     /// A look at the health path of a service that is paused or stopped.
     Healthy,
     /// To be decided anew at the end of the pause.
-    Pause(Waiter),
+    Pause(Held),
     /// The service wants the body whole; then all is decided anew.
     Keep(Arc<Service>),
 }
@@ -176,7 +175,7 @@ fn decide(facts: &Facts, body: &Intake) -> Result<Decision, Reason> {
             match halt::judge(service, halt, (&head, strip), &forwarded, facts)? {
                 Passage::Through => {}
                 Passage::Healthy => return Ok(Decision::Healthy),
-                Passage::Wait(waiter) => return Ok(Decision::Pause(waiter)),
+                Passage::Wait(held) => return Ok(Decision::Pause(held)),
             }
         }
         let (slot, visitor_cookie, overridden) = choose_slot(&head.headers, service, &forwarded);
@@ -339,7 +338,7 @@ async fn forward(
     let worker = &facts.connection.worker;
     let policy = &plan.service.policy;
     let client_upgrade = match client_upgrade(&mut facts.head.borrow_mut(), &body) {
-        Some(upgrade) => Some((upgrade, socket_place(facts)?)),
+        Some(upgrade) => Some((upgrade, place_to_stay(facts)?)),
         None => None,
     };
     let upload = upload(body, &plan, facts, client_upgrade.is_some());
@@ -384,7 +383,7 @@ async fn forward(
             let event_stream = match is_events {
                 true => {
                     let farewell = Farewell::new(in_flight.release(), worker);
-                    Some(EventStream::new(farewell, socket_place(facts)?, &facts.connection.activity))
+                    Some(EventStream::new(farewell, place_to_stay(facts)?, &facts.connection.activity))
                 }
                 false => None,
             };
@@ -411,8 +410,8 @@ async fn forward(
     Ok(response)
 }
 
-fn socket_place(facts: &Facts) -> Result<SocketPlace, Reason> {
-    facts.connection.place.for_socket().ok_or(Reason::SocketsFull)
+fn place_to_stay(facts: &Facts) -> Result<StayingPlace, Reason> {
+    facts.connection.place.to_stay().ok_or(Reason::SocketsFull)
 }
 
 /// The client's side of a WebSocket, if that is what it asks for.
@@ -489,7 +488,7 @@ fn set_cookie(fields: &mut HeaderMap, cookie: &str) {
 /// Answers 101 and connects both ends once the client has switched.
 fn switch_protocols(
     head: ResponseHead,
-    (client, place): (OnUpgrade, SocketPlace),
+    (client, place): (OnUpgrade, StayingPlace),
     (lease, in_flight): (Lease, InFlight),
     facts: &Rc<Facts>,
 ) -> Result<Response<AnswerBody>, Reason> {

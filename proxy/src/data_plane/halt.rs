@@ -13,6 +13,7 @@ use model::halt::{Arriving, HaltKind, Verdict};
 use model::reason::Reason;
 use tokio::time::{Instant, sleep_until};
 
+use super::admission::StayingPlace;
 use super::answer;
 use super::body::AnswerBody;
 use super::exchange::Facts;
@@ -27,7 +28,15 @@ use crate::snapshot::Service;
 pub enum Passage {
     Through,
     Healthy,
-    Wait(Waiter),
+    Wait(Held),
+}
+
+/// A place among those who wait.
+pub struct Held {
+    waiter: Waiter,
+    /// One of all that stay, whatever service they are for. `None` for who had one before another order came and did not
+    /// get it back: it goes on waiting.
+    _place: Option<StayingPlace>,
 }
 
 /// `strip`: so much of the path the app does not see.
@@ -62,7 +71,7 @@ pub fn judge(
 }
 
 /// A place among those who wait, if `halt` is a pause and has one.
-pub fn hold(halt: &Arc<Halt>, facts: &Facts) -> Result<Waiter, Reason> {
+pub fn hold(halt: &Arc<Halt>, facts: &Facts) -> Result<Held, Reason> {
     let waited = facts.known.borrow().paused.is_some();
     facts.note(|known| {
         known.halt = Some(Arc::clone(halt));
@@ -76,14 +85,19 @@ pub fn hold(halt: &Arc<Halt>, facts: &Facts) -> Result<Waiter, Reason> {
     let most = facts.connection.worker.config.limits.connections / 2;
     let max = waiting_max.map_or(most, |max| max.get() as usize);
     // Who waited before another order came goes on waiting.
-    halt.join(if waited { usize::MAX } else { max }).ok_or(Reason::PauseFull)
+    let waiter = halt.join(if waited { usize::MAX } else { max }).ok_or(Reason::PauseFull)?;
+    let place = facts.connection.place.to_stay();
+    if place.is_none() && !waited {
+        return Err(Reason::PauseFull);
+    }
+    Ok(Held { waiter, _place: place })
 }
 
 /// Waits until the halt is lifted and it is this one's turn to go on, which means that all is to be decided anew.
-pub async fn wait(waiter: Waiter, facts: &Facts) -> Result<(), Reason> {
+pub async fn wait(held: Held, facts: &Facts) -> Result<(), Reason> {
     let worker: &Worker = &facts.connection.worker;
-    let halt = Arc::clone(waiter.halt());
-    let _waiting = Waiting::new(waiter, facts);
+    let halt = Arc::clone(held.waiter.halt());
+    let _waiting = Waiting::new(held, facts);
     let deadline = facts.arrived + max_pause(&halt);
     tokio::select! {
         biased;
@@ -138,15 +152,15 @@ struct Waiting<'f> {
     facts: &'f Facts,
     since: Instant,
     was_waiting: bool,
-    _waiter: Waiter,
+    _held: Held,
 }
 
 impl<'f> Waiting<'f> {
-    fn new(waiter: Waiter, facts: &'f Facts) -> Self {
+    fn new(held: Held, facts: &'f Facts) -> Self {
         let was_waiting = facts.set_waiting_for_app(true);
         facts.connection.activity.begin_queueing();
         facts.note(|known| known.paused = Some(known.paused.unwrap_or_default()));
-        Self { facts, since: Instant::now(), was_waiting, _waiter: waiter }
+        Self { facts, since: Instant::now(), was_waiting, _held: held }
     }
 }
 

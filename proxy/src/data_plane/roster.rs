@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::activity::Activity;
-use super::admission::{Admission, Admitted, Choice, NoPlace, SocketPlace};
+use super::admission::{Admission, Admitted, Choice, NoPlace, StayingPlace};
 use super::lines::{Line, Lines, Slot};
 use crate::config::Config;
 use crate::telemetry::connections::{Closed, Refused, WorkerConnections};
@@ -256,9 +256,9 @@ impl Place {
         self.roster.leave_line(self.slot);
     }
 
-    /// A place among the sockets, for one that this connection becomes or carries.
-    pub fn for_socket(&self) -> Option<SocketPlace> {
-        self.roster.admission.enter_socket()
+    /// A place among those that stay, for what this connection becomes or carries.
+    pub fn to_stay(&self) -> Option<StayingPlace> {
+        self.roster.admission.stay()
     }
 
     /// Ready when the connection has to go.
