@@ -269,6 +269,19 @@ fn a_longer_pause_counts_for_those_who_wait_already() {
 }
 
 #[test]
+fn what_will_be_refused_does_not_wait_for_it() {
+    let app = Recorder::start();
+    let world = World::start();
+    world.deploy_with(&app.target(), &["--max-request-body", "10"]);
+    world.agentctl(["pause", "shop", "--max-pause", "1h"]).succeeds();
+    let answer = Ask::post("shop.test", "/", "more than ten").at(world.http());
+    assert_eq!((answer.status.as_u16(), answer.header("x-portcullis-reason")), (413, "body_too_large"));
+    let line = logged(&world, "/");
+    assert_eq!((&line["service"], &line["pause_ms"]), (&"shop".into(), &serde_json::Value::Null), "{line}");
+    assert_eq!(halt(&world).waiting, 0);
+}
+
+#[test]
 fn pauses_leave_connections_for_the_other_services() {
     let app = Recorder::start();
     let world = World::with_limits("connections = 40\nconnections_per_client = 0", DaemonOptions::default());

@@ -171,10 +171,14 @@ fn decide(facts: &Facts, body: &Intake) -> Result<Decision, Reason> {
         }
         let strip =
             if service.policy.strip_path_prefix && !prefix.is_root() { prefix.as_str().len() } else { 0 };
+        let policy = &service.policy;
+        let is_too_long = body.length().is_some_and(|bytes| bytes > policy.request_body_bytes_max);
         if let Some(halt) = &service.halt {
             match halt::judge(service, halt, (&head, strip), &forwarded, facts)? {
                 Passage::Through => {}
                 Passage::Healthy => return Ok(Decision::Healthy),
+                // It would wait for a refusal.
+                Passage::Wait(_) if is_too_long => return Err(Reason::BodyTooLarge),
                 Passage::Wait(held) => return Ok(Decision::Pause(held)),
             }
         }
@@ -184,8 +188,7 @@ fn decide(facts: &Facts, body: &Intake) -> Result<Decision, Reason> {
             known.cohort = Some(slot.cohort);
             known.overridden = overridden;
         });
-        let policy = &service.policy;
-        if body.length().is_some_and(|bytes| bytes > policy.request_body_bytes_max) {
+        if is_too_long {
             facts.note(|known| known.unseated = Some(Arc::clone(&slot.release.unseated)));
             return Err(Reason::BodyTooLarge);
         }
