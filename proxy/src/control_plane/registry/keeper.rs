@@ -283,7 +283,12 @@ impl Keeper {
             (next.held.as_mut(), Cohort::Stable),
         ] {
             if let Some(slot) = slot.filter(|slot| slot.record == *record) {
+                let is_closed = slot.release.is_closed();
                 *slot = anew(cohort);
+                // What is held lets nobody in.
+                if is_closed {
+                    slot.release.close();
+                }
             }
         }
         let replaced = activations::replaced(Some(&live), Some(&next));
