@@ -16,6 +16,7 @@ mod pausing;
 mod protection;
 mod proxying;
 mod readers;
+mod resumption;
 mod rollback;
 mod shutdown;
 mod sockets;

@@ -30,4 +30,5 @@ pub mod route;
 pub mod service;
 pub mod signatures;
 pub mod slow_start;
+pub mod tickets;
 pub mod weight;

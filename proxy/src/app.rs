@@ -22,6 +22,7 @@ use crate::metrics_server;
 use crate::snapshot::Published;
 use crate::telemetry::access_log;
 use crate::telemetry::metrics::Metrics;
+use crate::ticket_keys::TicketKeys;
 
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
@@ -86,6 +87,7 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
     let signals = Signals::new().map_err(AppError::Runtime)?;
     let shutdown = CancellationToken::new();
     let published = Published::default();
+    let ticket_keys = TicketKeys::default();
     let metrics = Metrics::new(config.workers);
 
     // The state comes first: no listener is open before the routes are there.
@@ -98,6 +100,7 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
             fleet_secret: config.fleet_secret.as_ref().map(|secret| FleetSecret::new(secret.as_bytes())),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             buffers: config.buffers.directory.clone(),
+            ticket_keys: ticket_keys.clone(),
         },
         published.clone(),
         Arc::clone(&metrics),
@@ -120,6 +123,7 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
         shutdown: shutdown.clone(),
         https_port: open.https.as_ref().map(|(address, _)| address.port()),
         asks,
+        ticket_keys,
     };
     let workers = start_workers(setup, open.http, open.https)?;
     announce(&listeners, &config);

@@ -37,6 +37,7 @@ pub mod snapshots;
 pub mod socket;
 pub mod status;
 pub mod switch;
+pub mod tickets;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -62,6 +63,7 @@ use crate::certificate_asks::Asked;
 use crate::config::Groups;
 use crate::snapshot::Published;
 use crate::telemetry::metrics::Metrics;
+use crate::ticket_keys::TicketKeys;
 
 pub use self::socket::SocketError;
 
@@ -76,6 +78,8 @@ pub struct ControlPlaneConfig {
     pub version: String,
     /// Where buffered bodies go that do not fit into memory.
     pub buffers: PathBuf,
+    /// Filled before the data plane listens, and turned from then on.
+    pub ticket_keys: TicketKeys,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +129,7 @@ impl ControlPlane {
         })
         .await??;
         restore::report(&loaded);
+        tickets::turn(&config.ticket_keys);
         let workers = config.workers;
         let factory = || Factory::new(Arc::clone(&metrics), workers);
         let (view, unlocated) = restore::view(loaded.state, &factory(), dir.path()).await;
@@ -183,6 +188,7 @@ impl ControlPlane {
             buffers: BufferDir::at(&config.buffers),
         });
         tasks.spawn(restore::locate(unlocated, registry, shutdown.clone()));
+        tasks.spawn(tickets::keep(config.ticket_keys.clone(), shutdown.clone()));
         let api = Arc::new(Api {
             context,
             groups: config.groups,

@@ -1,7 +1,7 @@
 //! Portcullis, the daemon: a host-side edge proxy and health gateway.
 //!
-//! Imports run one way: `app → control_plane → data_plane → adapters → certificate_asks, snapshot,
-//! release, halt, config, telemetry → clock → model`. See `docs/ARCHITECTURE.md`.
+//! Imports run one way: `app → control_plane → data_plane → adapters → certificate_asks, ticket_keys,
+//! snapshot, release, halt, config, telemetry → clock → model`. See `docs/ARCHITECTURE.md`.
 
 pub mod adapters;
 pub mod app;
@@ -15,3 +15,4 @@ pub mod metrics_server;
 pub mod release;
 pub mod snapshot;
 pub mod telemetry;
+pub mod ticket_keys;

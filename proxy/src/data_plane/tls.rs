@@ -1,19 +1,22 @@
 //! TLS towards clients: certificates come from the snapshot, by server name.
 
 pub mod handshake;
+pub mod tickets;
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use model::route::HostMap;
 use rustls::ServerConfig;
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
+use self::tickets::Tickets;
 use crate::snapshot::Published;
+use crate::ticket_keys::TicketKeys;
 
-/// TLS 1.2 and 1.3 with HTTP/2 and HTTP/1.1. No session tickets across restarts, no early data.
-pub fn server_config(published: Published) -> Arc<ServerConfig> {
+/// TLS 1.2 and 1.3 with HTTP/2 and HTTP/1.1. Sessions are resumed by tickets alone, and never with early data.
+pub fn server_config(published: Published, keys: TicketKeys) -> Arc<ServerConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -23,6 +26,9 @@ pub fn server_config(published: Published) -> Arc<ServerConfig> {
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     // Each ticket costs the handshake; one is what a returning browser uses.
     config.send_tls13_tickets = 1;
+    config.ticketer = Arc::new(Tickets { keys, purpose: tickets::ANYBODY });
+    // Clients of TLS 1.2 without tickets are too few for a table that other workers and VMs do not see.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
     Arc::new(config)
 }
 

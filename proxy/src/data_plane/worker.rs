@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::snapshot::Published;
 use crate::telemetry::access_log::{AccessLog, Sink};
 use crate::telemetry::metrics::Metrics;
+use crate::ticket_keys::TicketKeys;
 
 /// What a worker's tasks share.
 pub struct Worker {
@@ -66,6 +67,7 @@ pub struct Setup {
     pub room: Arc<Room>,
     /// For certificates that the snapshot does not hold.
     pub asks: CertificateAsks,
+    pub ticket_keys: TicketKeys,
 }
 
 impl Worker {
@@ -75,6 +77,7 @@ impl Worker {
             roster: Roster::new(index, &setup.config, &setup.metrics, setup.admission),
             handshakes: Handshakes::new(
                 setup.published.clone(),
+                setup.ticket_keys,
                 setup.asks,
                 setup.config.limits.handshake_timeout,
             ),

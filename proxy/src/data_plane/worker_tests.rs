@@ -24,6 +24,7 @@ use crate::release::{Endpoint, Release, Target};
 use crate::snapshot::{LogFields, Published, Service, Slot, Snapshot};
 use crate::telemetry::access_log::{self, Destination};
 use crate::telemetry::metrics::{Metrics, TargetStats};
+use crate::ticket_keys::TicketKeys;
 
 struct Proxy {
     address: SocketAddr,
@@ -63,6 +64,7 @@ impl Proxy {
             shutdown: shutdown.clone(),
             https_port: None,
             asks: CertificateAsks::new().0,
+            ticket_keys: TicketKeys::default(),
             admission,
             room,
         };

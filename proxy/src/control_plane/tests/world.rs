@@ -28,6 +28,7 @@ use crate::config::Groups;
 use crate::release::Release;
 use crate::snapshot::{Published, Service};
 use crate::telemetry::metrics::Metrics;
+use crate::ticket_keys::TicketKeys;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(5);
@@ -87,6 +88,7 @@ impl World {
             fleet_secret: None,
             version: "test".into(),
             buffers: dir.path().join("state/buffers"),
+            ticket_keys: TicketKeys::default(),
         };
         let published = Published::default();
         let shutdown = CancellationToken::new();

@@ -21,6 +21,7 @@ use super::{certificate, lower_case, server_config};
 use crate::certificate_asks::{AskKind, CertificateAsks};
 use crate::data_plane::exchange::Tls;
 use crate::snapshot::{Published, Snapshot};
+use crate::ticket_keys::TicketKeys;
 
 /// A protocol for one purpose: to show a CA that whoever serves a name has what it asked for (RFC 8737).
 const ACME_TLS: &[u8] = b"acme-tls/1";
@@ -52,8 +53,8 @@ enum Choice {
 }
 
 impl Handshakes {
-    pub fn new(published: Published, asks: CertificateAsks, timeout: Duration) -> Self {
-        Self { config: server_config(published.clone()), published, asks, timeout }
+    pub fn new(published: Published, keys: TicketKeys, asks: CertificateAsks, timeout: Duration) -> Self {
+        Self { config: server_config(published.clone(), keys), published, asks, timeout }
     }
 
     /// `None`: a CA has seen the certificate of its challenge, and nothing else is said on that connection.
@@ -192,7 +193,11 @@ mod tests {
             let published = Published::default();
             published.publish(snapshot);
             let (asks, asked) = CertificateAsks::new();
-            Self { handshakes: Handshakes::new(published, asks, Duration::from_secs(10)), asked, own }
+            Self {
+                handshakes: Handshakes::new(published, TicketKeys::default(), asks, Duration::from_secs(10)),
+                asked,
+                own,
+            }
         }
 
         /// Shakes hands as `client` would; what both sides had of it, with what else the client was told.
