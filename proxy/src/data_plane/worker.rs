@@ -17,6 +17,7 @@ use super::roster::Roster;
 use super::tls;
 use super::upstream::pool::Pool;
 use super::upstream::retry::RetryBudget;
+use crate::certificate_asks::CertificateAsks;
 use crate::config::Config;
 use crate::snapshot::Published;
 use crate::telemetry::access_log::{AccessLog, Sink};
@@ -50,6 +51,8 @@ pub struct Worker {
     pub roster: Rc<Roster>,
     /// For buffered bodies.
     pub room: Arc<Room>,
+    /// For certificates that the snapshot does not hold.
+    pub asks: CertificateAsks,
 }
 
 /// What every worker is built from; the same for all but the index and the sockets.
@@ -63,6 +66,7 @@ pub struct Setup {
     pub https_port: Option<u16>,
     pub admission: Arc<Admission>,
     pub room: Arc<Room>,
+    pub asks: CertificateAsks,
 }
 
 impl Worker {
@@ -87,6 +91,7 @@ impl Worker {
             epoch: Instant::now(),
             random: Cell::new(Random::new(random_seed())),
             room: setup.room,
+            asks: setup.asks,
         })
     }
 }
