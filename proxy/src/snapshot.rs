@@ -29,6 +29,8 @@ pub struct Snapshot {
     pub services: HashMap<Arc<str>, Arc<Service>>,
     /// By server name; every name of every service with TLS has one.
     pub certificates: HostMap<Option<Arc<CertifiedKey>>>,
+    /// Names whose certificate is asked for at their first handshake; they have none in `certificates` until then.
+    pub on_demand: HostMap<bool>,
 }
 
 /// A service as a request sees it.

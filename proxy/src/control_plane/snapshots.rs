@@ -40,7 +40,13 @@ pub fn build(view: &View, standings: Standings<'_>, secret: &FleetSecret) -> Sna
         }
         services.insert(Arc::clone(&route.name), route);
     }
-    Snapshot { generation: view.state.generation, routes, services, certificates: certificates(view) }
+    Snapshot {
+        generation: view.state.generation,
+        routes,
+        services,
+        certificates: certificates(view),
+        on_demand: HostMap::default(),
+    }
 }
 
 fn log_fields(recording: &Recording) -> LogFields {

@@ -14,7 +14,7 @@ use super::admission::Admission;
 use super::buffering::room::Room;
 use super::listener::{self, Listening};
 use super::roster::Roster;
-use super::tls;
+use super::tls::handshake::Handshakes;
 use super::upstream::pool::Pool;
 use super::upstream::retry::RetryBudget;
 use crate::certificate_asks::CertificateAsks;
@@ -42,7 +42,7 @@ pub struct Worker {
     pub is_leaving: Cell<bool>,
     /// For redirects; `None` without an HTTPS listener.
     pub https_port: Option<u16>,
-    pub tls: Arc<rustls::ServerConfig>,
+    pub handshakes: Handshakes,
     /// Requests that a target works on for nobody; nobody waits for them at shutdown.
     pub abandoned: TaskTracker,
     /// What latencies are timed by.
@@ -51,8 +51,6 @@ pub struct Worker {
     pub roster: Rc<Roster>,
     /// For buffered bodies.
     pub room: Arc<Room>,
-    /// For certificates that the snapshot does not hold.
-    pub asks: CertificateAsks,
 }
 
 /// What every worker is built from; the same for all but the index and the sockets.
@@ -66,6 +64,7 @@ pub struct Setup {
     pub https_port: Option<u16>,
     pub admission: Arc<Admission>,
     pub room: Arc<Room>,
+    /// For certificates that the snapshot does not hold.
     pub asks: CertificateAsks,
 }
 
@@ -74,7 +73,11 @@ impl Worker {
         Rc::new(Self {
             index,
             roster: Roster::new(index, &setup.config, &setup.metrics, setup.admission),
-            tls: tls::server_config(setup.published.clone()),
+            handshakes: Handshakes::new(
+                setup.published.clone(),
+                setup.asks,
+                setup.config.limits.handshake_timeout,
+            ),
             config: setup.config,
             published: setup.published,
             metrics: setup.metrics,
@@ -91,7 +94,6 @@ impl Worker {
             epoch: Instant::now(),
             random: Cell::new(Random::new(random_seed())),
             room: setup.room,
-            asks: setup.asks,
         })
     }
 }
