@@ -394,18 +394,24 @@ pub(crate) struct RoutingArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "TLS")]
 pub(crate) struct TlsArgs {
-    /// Serve the service over HTTPS [at first: false]
+    /// Serve the service over HTTPS, with automatic certificates unless files are named [at first: false]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) tls: Option<bool>,
     /// Redirect plain HTTP to HTTPS [at first: true with --tls]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) tls_redirect: Option<bool>,
-    /// PEM file with the certificate chain, read by the agent [at first: a self-signed placeholder]
+    /// PEM file with the certificate chain, read by the agent [at first: an automatic certificate]
     #[arg(long, value_name = "FILE", value_parser = absolute_path, requires = "tls_private_key_path")]
     pub(crate) tls_certificate_path: Option<String>,
     /// PEM file with the certificate's private key, read by the agent
     #[arg(long, value_name = "FILE", value_parser = absolute_path, requires = "tls_certificate_path")]
     pub(crate) tls_private_key_path: Option<String>,
+    /// Ask for one automatic certificate with all hosts, instead of one each [at first: false]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) tls_one_certificate: Option<bool>,
+    /// Ask the authority's staging area, for trials: browsers do not trust it [at first: false]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) tls_staging: Option<bool>,
 }
 
 #[derive(Debug, Args)]

@@ -152,6 +152,12 @@ pub struct PolicyPatch {
     /// Whether WebSockets may be opened to read targets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read_target_websockets: Option<bool>,
+    /// Whether automatic certificates name all hosts together, instead of one each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_one_certificate: Option<bool>,
+    /// Whether automatic certificates come from the authority's staging area, which browsers do not trust.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_staging: Option<bool>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -72,6 +72,8 @@ fn policy(arguments: &DeployArgs) -> PolicyPatch {
         max_response_body_bytes: buffering.max_response_body,
         writer_affinity_timeout: text(readers.writer_affinity_timeout.as_ref()),
         read_target_websockets: readers.read_target_websockets,
+        tls_one_certificate: tls.tls_one_certificate,
+        tls_staging: tls.tls_staging,
     }
 }
 

@@ -116,7 +116,8 @@ mod tests {
         };
         let from_files = || Some(shown(Source::Files(files.clone())));
         let placeholder = || Some(shown(Source::Placeholder(Vec::new())));
-        let with = |named: bool| Some(TlsPolicy { redirect: true, files: named.then(|| files.clone()) });
+        let with =
+            |named: bool| Some(TlsPolicy { files: named.then(|| files.clone()), ..TlsPolicy::default() });
         for (tls, names, shown, want) in [
             (None, &["shop.test"][..], None, ""),
             (with(true), &["shop.test"], from_files(), "; HTTPS shows the certificate in /c.pem"),

@@ -178,7 +178,7 @@ mod tests {
             let policy = Policy {
                 hosts: host.parse().into_iter().collect(),
                 path_prefixes: vec![prefix.parse().unwrap()],
-                tls: redirect.map(|redirect| TlsPolicy { redirect, files: None }),
+                tls: redirect.map(|redirect| TlsPolicy { redirect, ..TlsPolicy::default() }),
                 ..Policy::default()
             };
             let targets = vec!["127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()];
