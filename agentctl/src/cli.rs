@@ -412,6 +412,23 @@ pub(crate) struct TlsArgs {
     /// Ask the authority's staging area, for trials: browsers do not trust it [at first: false]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) tls_staging: Option<bool>,
+    /// PEM file with the authorities that clients have their own certificates from, read by the agent; "" asks clients
+    /// for none [at first: none]
+    #[arg(long, value_name = "FILE", value_parser = absolute_path)]
+    pub(crate) tls_client_ca_path: Option<String>,
+    /// Refuse clients without such a certificate, or leave that to the app [at first: required]
+    #[arg(long, value_name = "MODE", value_parser = ["required", "optional"])]
+    pub(crate) tls_client_auth: Option<String>,
+    /// Tell browsers to use nothing but HTTPS for so long (such as 180d or 1y); 0s has them forget it, "" says nothing
+    /// [at first: nothing]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) hsts: Option<String>,
+    /// Tell browsers that this goes for all subdomains, too [at first: false]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) hsts_subdomains: Option<bool>,
+    /// Tell browsers that they may be shipped with it; needs --hsts 1y and --hsts-subdomains [at first: false]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) hsts_preload: Option<bool>,
 }
 
 #[derive(Debug, Args)]

@@ -151,7 +151,8 @@ mod tests {
 
     fn certified() -> Value {
         json!({ "hosts": ["b.test", "a.test"], "tls": true,
-            "tls_certificate_path": "/c.pem", "tls_private_key_path": "/k.pem", "drain_timeout": "1h" })
+            "tls_certificate_path": "/c.pem", "tls_private_key_path": "/k.pem", "drain_timeout": "1h",
+            "tls_client_ca_path": "/ca.pem" })
     }
 
     #[test]

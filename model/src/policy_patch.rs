@@ -11,9 +11,13 @@ use std::time::Duration;
 
 use crate::canary::Overrides;
 use crate::duration;
+use crate::hsts::{Hsts, InvalidHsts};
 use crate::name::{HostName, HostPattern, PathPrefix};
 use crate::protocol::{BypassBody, OverridesBody, PolicyPatch, Problem, ProblemCode};
-use crate::service::{CertificateFiles, Concurrency, Policy, ReaderPolicy, Recording, TlsPolicy};
+use crate::service::{
+    CertificateFiles, ClientAuthMode, ClientAuthPolicy, Concurrency, InvalidClientAuthMode, Policy,
+    ReaderPolicy, Recording, TlsPolicy,
+};
 
 /// No wait of ours may be longer: beyond it, a typo is likelier than a wish.
 const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -39,6 +43,8 @@ pub fn from_policy(policy: &Policy) -> PolicyPatch {
     let text = |duration: Duration| Some(duration::print(duration));
     let files = policy.tls.as_ref().and_then(|tls| tls.files.as_ref());
     let path = |path: &PathBuf| path.to_string_lossy().into_owned();
+    let client_auth = policy.tls.as_ref().and_then(|tls| tls.client_auth.as_ref());
+    let hsts = policy.tls.as_ref().and_then(|tls| tls.hsts.as_ref());
     PolicyPatch {
         hosts: Some(policy.hosts.iter().map(ToString::to_string).collect()),
         path_prefixes: Some(policy.path_prefixes.iter().map(ToString::to_string).collect()),
@@ -83,6 +89,11 @@ pub fn from_policy(policy: &Policy) -> PolicyPatch {
         read_target_websockets: Some(policy.readers.websockets),
         tls_one_certificate: Some(policy.tls.as_ref().is_some_and(|tls| tls.one_certificate)),
         tls_staging: Some(policy.tls.as_ref().is_some_and(|tls| tls.staging)),
+        tls_client_ca_path: Some(client_auth.map(|auth| path(&auth.ca)).unwrap_or_default()),
+        tls_client_auth: client_auth.map(|auth| auth.mode.as_str().to_owned()),
+        hsts: Some(hsts.map(Hsts::print_max_age).unwrap_or_default()),
+        hsts_subdomains: Some(hsts.is_some_and(|hsts| hsts.include_subdomains)),
+        hsts_preload: Some(hsts.is_some_and(|hsts| hsts.preload)),
     }
 }
 
@@ -206,6 +217,11 @@ fn apply_tls(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Problem> {
             _ if patch.tls_redirect == Some(true) => "tls_redirect",
             _ if patch.tls_one_certificate == Some(true) => "tls_one_certificate",
             _ if patch.tls_staging == Some(true) => "tls_staging",
+            _ if says(&patch.tls_client_ca_path) => "tls_client_ca_path",
+            _ if says(&patch.tls_client_auth) => "tls_client_auth",
+            _ if says(&patch.hsts) => "hsts",
+            _ if patch.hsts_subdomains == Some(true) => "hsts_subdomains",
+            _ if patch.hsts_preload == Some(true) => "hsts_preload",
             _ => return Ok(()),
         };
         let message = "the service has no TLS, so this would do nothing".to_owned();
@@ -215,6 +231,58 @@ fn apply_tls(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Problem> {
     set(&mut tls.files, files);
     set(&mut tls.one_certificate, patch.tls_one_certificate);
     set(&mut tls.staging, patch.tls_staging);
+    apply_client_auth(patch, tls)?;
+    apply_hsts(patch, tls)
+}
+
+fn says(text: &Option<String>) -> bool {
+    text.as_ref().is_some_and(|text| !text.is_empty())
+}
+
+fn apply_client_auth(patch: &PolicyPatch, tls: &mut TlsPolicy) -> Result<(), Problem> {
+    match patch.tls_client_ca_path.as_deref() {
+        None => {}
+        Some("") => tls.client_auth = None,
+        Some(text) => {
+            let ca = absolute("tls_client_ca_path", text)?;
+            let mode = tls.client_auth.as_ref().map_or(ClientAuthMode::Required, |auth| auth.mode);
+            tls.client_auth = Some(ClientAuthPolicy { ca, mode });
+        }
+    }
+    let Some(text) = &patch.tls_client_auth else { return Ok(()) };
+    let mode =
+        text.parse().map_err(|error: InvalidClientAuthMode| invalid("tls_client_auth", error.to_string()))?;
+    match &mut tls.client_auth {
+        Some(auth) => auth.mode = mode,
+        None => {
+            let message = "clients are asked for no certificate, because no authority is named".to_owned();
+            return Err(invalid("tls_client_auth", message)
+                .hint("add `--tls-client-ca-path FILE`, or leave this setting out"));
+        }
+    }
+    Ok(())
+}
+
+fn apply_hsts(patch: &PolicyPatch, tls: &mut TlsPolicy) -> Result<(), Problem> {
+    let before = tls.hsts.take();
+    let max_age = patch.hsts.clone().or_else(|| before.as_ref().map(Hsts::print_max_age));
+    let flag = |said: Option<bool>, of: fn(&Hsts) -> bool| said.unwrap_or(before.as_ref().is_some_and(of));
+    let include_subdomains = flag(patch.hsts_subdomains, |hsts| hsts.include_subdomains);
+    let preload = flag(patch.hsts_preload, |hsts| hsts.preload);
+    let Some(max_age) = max_age.filter(|text| !text.is_empty()) else {
+        let field = match (patch.hsts_subdomains, patch.hsts_preload) {
+            (Some(true), _) => "hsts_subdomains",
+            (_, Some(true)) => "hsts_preload",
+            _ => return Ok(()),
+        };
+        let message = "browsers are told nothing that this could go for".to_owned();
+        return Err(invalid(field, message).hint("add `--hsts 1y`, or leave this setting out"));
+    };
+    let hsts = Hsts::new(&max_age, include_subdomains, preload);
+    tls.hsts = Some(hsts.map_err(|error| match error {
+        InvalidHsts::Preload => invalid("hsts_preload", error.to_string()),
+        _ => invalid("hsts", error.to_string()),
+    })?);
     Ok(())
 }
 
@@ -467,6 +535,26 @@ mod tests {
             (|p| p.tls_redirect = Some(true), "tls_redirect"),
             (|p| p.tls_one_certificate = Some(true), "tls_one_certificate"),
             (|p| p.tls_staging = Some(true), "tls_staging"),
+            (|p| p.tls_client_ca_path = Some("/ca.pem".into()), "tls_client_ca_path"),
+            (|p| p.tls_client_auth = Some("optional".into()), "tls_client_auth"),
+            (|p| p.hsts = Some("1y".into()), "hsts"),
+            (|p| p.hsts_subdomains = Some(true), "hsts_subdomains"),
+            (|p| p.hsts_preload = Some(true), "hsts_preload"),
+            (|p| (p.tls, p.tls_client_ca_path) = (Some(true), Some("ca.pem".into())), "tls_client_ca_path"),
+            (|p| (p.tls, p.tls_client_auth) = (Some(true), Some("required".into())), "tls_client_auth"),
+            (
+                |p| {
+                    (p.tls, p.tls_client_ca_path, p.tls_client_auth) =
+                        (Some(true), Some("/ca.pem".into()), Some("on".into()))
+                },
+                "tls_client_auth",
+            ),
+            (|p| (p.tls, p.hsts) = (Some(true), Some("long".into())), "hsts"),
+            (|p| (p.tls, p.hsts_subdomains) = (Some(true), Some(true)), "hsts_subdomains"),
+            (
+                |p| (p.tls, p.hsts, p.hsts_preload) = (Some(true), Some("1y".into()), Some(true)),
+                "hsts_preload",
+            ),
             (|p| p.tls_certificate_path = Some("/c.pem".into()), "tls_certificate_path"),
             (|p| p.tls_private_key_path = Some("/k.pem".into()), "tls_private_key_path"),
             (|p| p.health_check_path = Some("up".into()), "health_check_path"),
@@ -523,6 +611,54 @@ mod tests {
     }
 
     #[test]
+    fn what_goes_with_tls_stays_goes_and_comes_back() {
+        let all = PolicyPatch {
+            tls: Some(true),
+            tls_client_ca_path: Some("/ca.pem".into()),
+            hsts: Some("1y".into()),
+            hsts_subdomains: Some(true),
+            ..PolicyPatch::default()
+        };
+        let policy = apply(&all, Policy::default()).unwrap();
+        let tls = policy.tls.clone().unwrap();
+        assert_eq!(
+            tls.client_auth.as_ref().map(|auth| auth.mode),
+            Some(ClientAuthMode::Required),
+            "at first"
+        );
+        for (patch, mode, hsts) in [
+            (PolicyPatch::default(), Some("required"), Some("max-age=31536000; includeSubDomains")),
+            (
+                PolicyPatch { tls_client_auth: Some("optional".into()), ..PolicyPatch::default() },
+                Some("optional"),
+                Some("max-age=31536000; includeSubDomains"),
+            ),
+            (
+                PolicyPatch {
+                    hsts: Some("1d".into()),
+                    hsts_subdomains: Some(false),
+                    ..PolicyPatch::default()
+                },
+                Some("required"),
+                Some("max-age=86400"),
+            ),
+            (PolicyPatch { hsts: Some(String::new()), ..PolicyPatch::default() }, Some("required"), None),
+            (
+                PolicyPatch { tls_client_ca_path: Some(String::new()), ..PolicyPatch::default() },
+                None,
+                Some("max-age=31536000; includeSubDomains"),
+            ),
+            (PolicyPatch { tls: Some(false), ..PolicyPatch::default() }, None, None),
+        ] {
+            let tls = apply(&patch, policy.clone()).unwrap().tls;
+            let tls = tls.as_ref();
+            let auth = tls.and_then(|tls| tls.client_auth.as_ref()).map(|auth| auth.mode.as_str());
+            let told = tls.and_then(|tls| tls.hsts.as_ref()).map(Hsts::to_string);
+            assert_eq!((auth, told.as_deref()), (mode, hsts), "{patch:?}");
+        }
+    }
+
+    #[test]
     fn overrides_print_what_they_parsed() {
         let body = OverridesBody {
             headers: vec!["x-canary=a=b".into()],
@@ -559,6 +695,7 @@ mod tests {
             let [interval, timeout, deploy, drain, socket_drain, bake, connect, head, idle, queue, start] = durations;
             let files_or_none = Some(files.clone().unwrap_or_default());
             let files = files.filter(|_| flags[1]);
+            let client_ca = files.clone().filter(|_| flags[3]);
             PolicyPatch {
                 hosts: Some(hosts),
                 path_prefixes: Some(prefixes),
@@ -603,6 +740,11 @@ mod tests {
                 read_target_websockets: Some(flags[0] && flags[5]),
                 tls_one_certificate: Some(flags[1] && flags[3]),
                 tls_staging: Some(flags[1] && flags[4]),
+                tls_client_ca_path: Some(client_ca.clone().unwrap_or_default()),
+                tls_client_auth: client_ca.map(|_| if flags[2] { "optional" } else { "required" }.to_owned()),
+                hsts: Some(if flags[1] && flags[5] { format!("{}d", number % 3650) } else { String::new() }),
+                hsts_subdomains: Some(flags[1] && flags[5] && flags[0]),
+                hsts_preload: Some(flags[1] && flags[5] && flags[0] && number % 3650 >= 365),
             }
         }
     }

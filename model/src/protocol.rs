@@ -158,6 +158,23 @@ pub struct PolicyPatch {
     /// Whether automatic certificates come from the authority's staging area, which browsers do not trust.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_staging: Option<bool>,
+    /// Absolute path of a PEM file, read by the daemon: the authorities that clients have their certificates from. Empty:
+    /// clients are not asked for any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_client_ca_path: Option<String>,
+    /// `required` (at first) or `optional`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_client_auth: Option<String>,
+    /// How long browsers are told to use nothing but HTTPS, such as `1y` or `180d`; `0s` has them forget it, and empty says
+    /// nothing to them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hsts: Option<String>,
+    /// Whether that goes for all subdomains, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hsts_subdomains: Option<bool>,
+    /// Whether browsers may be shipped with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hsts_preload: Option<bool>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

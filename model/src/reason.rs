@@ -95,6 +95,8 @@ reasons! {
     ResponseTooLarge = "response_too_large", 502, Upstream;
     /// WebSockets and event streams have all the connections that they may have.
     SocketsFull = "sockets_full", 503, Us;
+    /// The service wants a client certificate of an authority that it trusts, and the connection has none.
+    ClientCertificateRequired = "client_certificate_required", 403, Client;
 }
 
 impl Reason {

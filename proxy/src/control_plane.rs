@@ -13,6 +13,7 @@ pub mod bake;
 pub mod canary;
 pub mod certificates;
 pub mod changes;
+pub mod client_auth;
 pub mod context;
 pub mod declarations;
 pub mod deploy;

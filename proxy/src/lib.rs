@@ -1,11 +1,12 @@
 //! Portcullis, the daemon: a host-side edge proxy and health gateway.
 //!
-//! Imports run one way: `app → control_plane → data_plane → adapters → certificate_asks, ticket_keys,
-//! snapshot, release, halt, config, telemetry → clock → model`. See `docs/ARCHITECTURE.md`.
+//! Imports run one way: `app → control_plane → data_plane → adapters → certificate_asks, snapshot,
+//! client_auth, ticket_keys, release, halt, config, telemetry → clock → model`. See `docs/ARCHITECTURE.md`.
 
 pub mod adapters;
 pub mod app;
 pub mod certificate_asks;
+pub mod client_auth;
 pub mod clock;
 pub mod config;
 pub mod control_plane;

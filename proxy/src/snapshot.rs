@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
-use http::header::HeaderName;
+use http::header::{HeaderName, HeaderValue};
 use model::canary::{Assignment, Cohort};
 use model::page::Pages;
 use model::readers::Role;
@@ -16,6 +16,7 @@ use model::route::{HostMap, RouteTable};
 use model::service::Policy;
 use rustls::sign::CertifiedKey;
 
+use crate::client_auth::{ClientAuth, HostAuth};
 use crate::halt::Halt;
 use crate::release::{Queue, Release, Target};
 use crate::telemetry::metrics::{Gauges, Halted, Labels};
@@ -31,6 +32,8 @@ pub struct Snapshot {
     pub certificates: HostMap<Option<Arc<CertifiedKey>>>,
     /// Names whose certificate is asked for at their first handshake; they have none in `certificates` until then.
     pub on_demand: HostMap<bool>,
+    /// By server name: what handshakes ask their clients for.
+    pub client_auth: HostMap<Option<Arc<HostAuth>>>,
 }
 
 /// A service as a request sees it.
@@ -47,6 +50,10 @@ pub struct Service {
     pub log_fields: LogFields,
     /// Paused or stopped.
     pub halt: Option<Arc<Halt>>,
+    /// Whose certificates its clients show.
+    pub client_auth: Option<Arc<ClientAuth>>,
+    /// `Strict-Transport-Security`.
+    pub hsts: Option<HeaderValue>,
 }
 
 /// Header fields that the access log shows on request, each with its name there.

@@ -49,7 +49,7 @@ pub use recorder::{Received, Recorder};
 pub use redis::Redis;
 pub use rogue::{Rogue, refused_address};
 pub use runtime::until_interrupted;
-pub use tls::{Authority, Handshake, handshake};
+pub use tls::{Authority, ClientAuthority, Handshake, handshake};
 pub use uploads::Uploads;
 pub use visitor::{Visit, Visitor};
 pub use wait::{PATIENCE, eventually};

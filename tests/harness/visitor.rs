@@ -54,7 +54,14 @@ impl Visitor {
     }
 
     /// Shows this certificate to whoever asks for one: PEM of the chain and of the key.
-    pub fn showing((chain, key): &(String, String), versions: &[&'static SupportedProtocolVersion]) -> Self {
+    pub fn showing(own: &(String, String)) -> Self {
+        Self::showing_over(own, &[&version::TLS13, &version::TLS12])
+    }
+
+    pub fn showing_over(
+        (chain, key): &(String, String),
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> Self {
         let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<Vec<_>, _>>();
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("a private key");
         let pair = (chain.expect("certificates"), key);

@@ -74,6 +74,11 @@ fn policy(arguments: &DeployArgs) -> PolicyPatch {
         read_target_websockets: readers.read_target_websockets,
         tls_one_certificate: tls.tls_one_certificate,
         tls_staging: tls.tls_staging,
+        tls_client_ca_path: tls.tls_client_ca_path.clone(),
+        tls_client_auth: tls.tls_client_auth.clone(),
+        hsts: tls.hsts.clone(),
+        hsts_subdomains: tls.hsts_subdomains,
+        hsts_preload: tls.hsts_preload,
     }
 }
 

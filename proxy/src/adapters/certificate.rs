@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use model::name::HostPattern;
-use model::service::CertificateFiles;
+use model::service::{CertificateFiles, ClientAuthPolicy};
 use rustls::RootCertStore;
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::aws_lc_rs;
@@ -15,6 +15,8 @@ use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+
+use crate::client_auth::ClientAuth;
 
 /// Far above any real chain; a path such as `/dev/zero` must not fill the memory.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -37,6 +39,8 @@ pub enum CertificateError {
     EncryptedKey { path: PathBuf },
     #[error("the private key in {key} does not belong to the first certificate in {certificate}")]
     Mismatch { certificate: PathBuf, key: PathBuf },
+    #[error("{path} holds a certificate that is none of an authority")]
+    Authority { path: PathBuf, source: rustls::Error },
     #[error("the certificate in {certificate} with the key in {key} cannot be used")]
     Unusable { certificate: PathBuf, key: PathBuf, source: rustls::Error },
 }
@@ -51,6 +55,14 @@ pub fn load(files: &CertificateFiles) -> Result<Arc<CertifiedKey>, CertificateEr
         Err(rustls::Error::InconsistentKeys(_)) => Err(CertificateError::Mismatch { certificate, key }),
         Err(source) => Err(CertificateError::Unusable { certificate, key, source }),
     }
+}
+
+/// Reads the certificates of authorities that clients have theirs from. Blocks.
+pub fn load_client_auth(policy: &ClientAuthPolicy) -> Result<ClientAuth, CertificateError> {
+    let path = &policy.ca;
+    let authorities = parse_chain(path, &read(path)?)?;
+    let auth = ClientAuth::new(policy.mode, authorities);
+    auth.map_err(|source| CertificateError::Authority { path: path.clone(), source })
 }
 
 /// The hosts that the certificate does not name, so that browsers will warn.

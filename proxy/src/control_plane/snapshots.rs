@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use http::header::HeaderName;
+use http::header::{HeaderName, HeaderValue};
 use model::canary::{Assignment, Cohort, FleetSecret};
 use model::health::{self, Standing};
 use model::name::{HostPattern, ServiceName};
@@ -12,6 +12,7 @@ use model::service::{Recording, Service};
 use rustls::sign::CertifiedKey;
 
 use super::activations::{Activation, Live};
+use super::client_auth;
 use super::registry::View;
 use crate::release::Target;
 use crate::snapshot::{self, LogFields, Slot, Snapshot};
@@ -32,6 +33,8 @@ pub fn build(view: &View, standings: Standings<'_>, secret: &FleetSecret) -> Sna
             pages: live.pages.as_ref().map(|pages| Arc::clone(&pages.pages)),
             log_fields: log_fields(&service.policy.recording),
             halt: live.halt.clone(),
+            client_auth: live.client_auth.as_ref().map(|one| Arc::clone(&one.auth)),
+            hsts: hsts(service),
         });
         if routes.bind(&service.policy.hosts, &service.policy.path_prefixes, &route).is_err() {
             // `changes` lets no conflict into the state, but a file may have been edited.
@@ -46,7 +49,13 @@ pub fn build(view: &View, standings: Standings<'_>, secret: &FleetSecret) -> Sna
         services,
         certificates: certificates(view),
         on_demand: HostMap::default(),
+        client_auth: client_auth::by_host(view),
     }
+}
+
+fn hsts(service: &Service) -> Option<HeaderValue> {
+    let hsts = service.policy.tls.as_ref()?.hsts.as_ref()?;
+    HeaderValue::try_from(hsts.to_string()).ok()
 }
 
 fn log_fields(recording: &Recording) -> LogFields {
@@ -149,7 +158,7 @@ fn certificates(view: &View) -> HostMap<Option<Arc<CertifiedKey>>> {
 }
 
 /// `None` is any host.
-fn patterns(service: &Service) -> Vec<Option<&HostPattern>> {
+pub(super) fn patterns(service: &Service) -> Vec<Option<&HostPattern>> {
     let hosts = &service.policy.hosts;
     if hosts.is_empty() { vec![None] } else { hosts.iter().map(Some).collect() }
 }
@@ -187,7 +196,15 @@ mod tests {
             let stable = factory.activate(&name, Cohort::Stable, &release, endpoints);
             let service = Service::new(name.clone(), policy, release);
             let certificate = certificates::current(&service, []).await;
-            let live_one = Live { stable, canary: None, held: None, certificate, pages: None, halt: None };
+            let live_one = Live {
+                stable,
+                canary: None,
+                held: None,
+                certificate,
+                pages: None,
+                halt: None,
+                client_auth: None,
+            };
             live.insert(name.clone(), live_one);
             services.insert(name, service);
         }

@@ -7,8 +7,9 @@ use model::forwarded::ClientIpHeader;
 
 /// Fields whose inbound value an app might believe: Rack and Rails read the first group for the client's
 /// address, scheme and host; CDNs and platforms name the client in the second, and apps behind them read it;
-/// `Rack::Sendfile` obeys those of the third; CGI turns `Proxy` into an environment variable that HTTP clients obey.
-const IDENTITY: [&str; 29] = [
+/// `Rack::Sendfile` obeys those of the third; CGI turns `Proxy` into an environment variable that HTTP clients obey;
+/// the last group says whose certificate a client has shown (RFC 9440 §2.4).
+const IDENTITY: [&str; 38] = [
     "forwarded",
     "x-real-ip",
     "client-ip",
@@ -38,6 +39,15 @@ const IDENTITY: [&str; 29] = [
     "x-accel-mapping",
     "x-request-start",
     "proxy",
+    "client-cert",
+    "client-cert-chain",
+    "x-ssl-client-verify",
+    "x-ssl-client-s-dn",
+    "x-ssl-client-i-dn",
+    "x-ssl-client-dn",
+    "x-ssl-client-sha256",
+    "x-ssl-client-serial",
+    "x-ssl-client-cert",
 ];
 
 /// One bit for each of those names: most fields have another, and are told apart from all of them at once.

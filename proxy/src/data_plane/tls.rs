@@ -1,5 +1,6 @@
 //! TLS towards clients: certificates come from the snapshot, by server name.
 
+pub mod client_auth;
 pub mod handshake;
 pub mod tickets;
 
@@ -12,21 +13,26 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 use self::tickets::Tickets;
+use crate::client_auth::HostAuth;
 use crate::snapshot::Published;
 use crate::ticket_keys::TicketKeys;
 
-/// TLS 1.2 and 1.3 with HTTP/2 and HTTP/1.1. Sessions are resumed by tickets alone, and never with early data.
-pub fn server_config(published: Published, keys: TicketKeys) -> Arc<ServerConfig> {
+/// TLS 1.2 and 1.3 with HTTP/2 and HTTP/1.1, asking clients for what `auth` says. Sessions are resumed by tickets alone,
+/// and never with early data.
+pub fn server_config(published: Published, keys: TicketKeys, auth: Option<&HostAuth>) -> Arc<ServerConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let builder = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .expect("the provider supports TLS 1.2 and 1.3")
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(FromSnapshot(published)));
+        .expect("the provider supports TLS 1.2 and 1.3");
+    let builder = match auth.and_then(|auth| auth.verifier.clone()) {
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(Arc::new(FromSnapshot(published)));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     // Each ticket costs the handshake; one is what a returning browser uses.
     config.send_tls13_tickets = 1;
-    config.ticketer = Arc::new(Tickets { keys, purpose: tickets::ANYBODY });
+    config.ticketer = Arc::new(Tickets { keys, purpose: auth.map_or(tickets::ANYBODY, |auth| auth.purpose) });
     // Clients of TLS 1.2 without tickets are too few for a table that other workers and VMs do not see.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Arc::new(config)

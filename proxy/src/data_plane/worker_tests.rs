@@ -112,6 +112,8 @@ fn publish(published: &Published, release: &Arc<Release>, timeouts: Timeouts, ha
         halt: halt.cloned(),
         pages: None,
         log_fields: LogFields::default(),
+        client_auth: None,
+        hsts: None,
     });
     let mut routes = RouteTable::default();
     assert!(routes.bind(&[], &[PathPrefix::root()], &service).is_ok());

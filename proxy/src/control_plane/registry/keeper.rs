@@ -97,10 +97,11 @@ impl Keeper {
                     tracing::warn!(service = %name, causes = problem.causes.join(": "), "{}", problem.message);
                 }
                 self.change_live(&name, |live| {
-                    let Files { certificate, pages } = Files::of(live);
+                    let Files { certificate, pages, client_auth } = Files::of(live);
                     let files = Files {
                         certificate: files.certificate.or(certificate),
                         pages: files.pages.or(pages),
+                        client_auth: files.client_auth.or(client_auth),
                     };
                     files.put_into(live);
                 });

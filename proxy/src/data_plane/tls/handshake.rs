@@ -17,8 +17,10 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
+use super::client_auth::Client;
 use super::{certificate, lower_case, server_config};
 use crate::certificate_asks::{AskKind, CertificateAsks};
+use crate::client_auth::HostAuth;
 use crate::data_plane::exchange::Tls;
 use crate::snapshot::{Published, Snapshot};
 use crate::ticket_keys::TicketKeys;
@@ -32,7 +34,9 @@ const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 /// What the handshakes of a worker share.
 pub struct Handshakes {
     published: Published,
+    keys: TicketKeys,
     asks: CertificateAsks,
+    /// For hosts that ask their clients for nothing.
     config: Arc<ServerConfig>,
     /// How long a client may take.
     timeout: Duration,
@@ -54,7 +58,8 @@ enum Choice {
 
 impl Handshakes {
     pub fn new(published: Published, keys: TicketKeys, asks: CertificateAsks, timeout: Duration) -> Self {
-        Self { config: server_config(published.clone(), keys), published, asks, timeout }
+        let config = server_config(published.clone(), keys.clone(), None);
+        Self { published, keys, asks, config, timeout }
     }
 
     /// `None`: a CA has seen the certificate of its challenge, and nothing else is said on that connection.
@@ -66,27 +71,36 @@ impl Handshakes {
     {
         let deadline = Instant::now() + self.timeout;
         let mut start = timeout_at(deadline, LazyConfigAcceptor::new(Acceptor::default(), stream)).await??;
-        let choice = choose(&self.published.load(), &start.client_hello());
+        let (choice, asked_for) = choose(&self.published.load(), &start.client_hello());
         match choice {
             Choice::Snapshot => {
-                let stream = timeout_at(deadline, start.into_stream(Arc::clone(&self.config))).await??;
+                let config = self.config(asked_for.as_deref());
+                let stream = timeout_at(deadline, start.into_stream(config)).await??;
                 let server_name = stream.get_ref().1.server_name().map(str::to_ascii_lowercase);
                 // The one that was shown, unless it was replaced in these milliseconds; then its successor.
                 let shown = certificate(&self.published.load().certificates, server_name.as_deref());
                 let certificate = shown.ok_or(io::ErrorKind::NotFound)?;
-                Ok(Some(Open { stream, tls: Tls { certificate, server_name } }))
+                let client = asked_for.map(|asked_for| Client::new(asked_for, stream.get_ref().1));
+                Ok(Some(Open { stream, tls: Tls { certificate, server_name, client } }))
             }
             // Boxed: rare, and the others should not be larger for it.
-            Choice::Ask(kind, name) => Box::pin(self.ask(start, kind, name, client)).await,
+            Choice::Ask(kind, name) => Box::pin(self.ask(start, (kind, name), asked_for, client)).await,
             Choice::Nothing => refuse(&mut start.io).await,
         }
+    }
+
+    /// For hosts that ask for `auth`.
+    fn config(&self, auth: Option<&HostAuth>) -> Arc<ServerConfig> {
+        let Some(auth) = auth else { return Arc::clone(&self.config) };
+        let make = || server_config(self.published.clone(), self.keys.clone(), Some(auth));
+        Arc::clone(auth.config.get_or_init(make))
     }
 
     async fn ask<S>(
         &self,
         mut start: StartHandshake<S>,
-        kind: AskKind,
-        name: HostName,
+        (kind, name): (AskKind, HostName),
+        asked_for: Option<Arc<HostAuth>>,
         client: IpAddr,
     ) -> io::Result<Option<Open<S>>>
     where
@@ -95,7 +109,9 @@ impl Handshakes {
         let asked = self.asks.ask(kind, name.clone(), client).await;
         let Some(certificate) = asked else { return refuse(&mut start.io).await };
         let deadline = Instant::now() + self.timeout;
-        let config = Arc::new(showing(&self.config, kind, &certificate));
+        // A CA has no certificate to show.
+        let asked_for = asked_for.filter(|_| kind == AskKind::OnDemand);
+        let config = Arc::new(showing(&self.config(asked_for.as_deref()), kind, &certificate));
         let mut stream = timeout_at(deadline, start.into_stream(config)).await??;
         if kind == AskKind::Challenge {
             // Whoever does not hear it has gone, and that is what it says.
@@ -103,24 +119,29 @@ impl Handshakes {
             return Ok(None);
         }
         let server_name = Some(name.as_str().to_owned());
-        Ok(Some(Open { stream, tls: Tls { certificate, server_name } }))
+        let client = asked_for.map(|asked_for| Client::new(asked_for, stream.get_ref().1));
+        Ok(Some(Open { stream, tls: Tls { certificate, server_name, client } }))
     }
 }
 
-fn choose(snapshot: &Snapshot, hello: &ClientHello<'_>) -> Choice {
+/// With what the client is to be asked for.
+fn choose(snapshot: &Snapshot, hello: &ClientHello<'_>) -> (Choice, Option<Arc<HostAuth>>) {
     let name = hello.server_name().map(lower_case);
     let has_certificate = certificate(&snapshot.certificates, name.as_deref()).is_some();
     let is_on_demand = || snapshot.on_demand.best(name.as_deref().unwrap_or_default()) == Some(&true);
+    let asked_for = || snapshot.client_auth.best(name.as_deref().unwrap_or_default()).cloned().flatten();
     let kind = match is_challenge(hello) {
         true if has_certificate || is_on_demand() => AskKind::Challenge,
-        true => return Choice::Nothing,
-        false if has_certificate => return Choice::Snapshot,
+        true => return (Choice::Nothing, None),
+        false if has_certificate => return (Choice::Snapshot, asked_for()),
         false if is_on_demand() => AskKind::OnDemand,
-        false => return Choice::Nothing,
+        false => return (Choice::Nothing, None),
     };
     // An address is no server name, and nobody can ask for an empty one.
-    let name = name.and_then(|name| name.parse().ok());
-    name.map_or(Choice::Nothing, |name| Choice::Ask(kind, name))
+    match name.as_deref().and_then(|name| name.parse().ok()) {
+        Some(name) => (Choice::Ask(kind, name), asked_for()),
+        None => (Choice::Nothing, None),
+    }
 }
 
 /// Whoever offers another protocol too is no CA (RFC 8737 §3).
@@ -266,7 +287,7 @@ mod tests {
             for name in ["shop.test", "SHOP.test"] {
                 let client = Client { name, alpn: offered, trusts: &own };
                 let (shaken, seen) = world.shake(client).await;
-                let Ok(Some(Open { tls: Tls { certificate, server_name }, .. })) = shaken else {
+                let Ok(Some(Open { tls: Tls { certificate, server_name, .. }, .. })) = shaken else {
                     panic!("{offered:?}")
                 };
                 assert!(Arc::ptr_eq(&certificate, &own));
@@ -328,7 +349,7 @@ mod tests {
         let client = Client { name: "a.demand.test", alpn: &["h2"], trusts: &issued };
         let ((shaken, seen), ()) = tokio::join!(world.shake(client), answer);
         assert_eq!(seen, alpn("h2"));
-        let Ok(Some(Open { tls: Tls { certificate, server_name }, .. })) = shaken else { panic!() };
+        let Ok(Some(Open { tls: Tls { certificate, server_name, .. }, .. })) = shaken else { panic!() };
         assert!(Arc::ptr_eq(&certificate, &issued));
         assert_eq!(server_name.as_deref(), Some("a.demand.test"));
 
