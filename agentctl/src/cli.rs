@@ -69,7 +69,8 @@ Examples:
   agentctl deploy shop --target unix:/run/shop/puma.sock --health-check-path /healthz --bake 2m
   agentctl deploy shop --target 127.0.0.1:3001 --buffer-requests --buffer-responses
   agentctl deploy shop --target 127.0.0.1:3001 --tls \\
-      --tls-certificate-path shop.pem --tls-private-key-path shop.key"
+      --tls-certificate-path shop.pem --tls-private-key-path shop.key \\
+      --tls-certificate-path shop-rsa.pem --tls-private-key-path shop-rsa.key"
     )]
     Deploy(Box<DeployArgs>),
 
@@ -400,12 +401,13 @@ pub(crate) struct TlsArgs {
     /// Redirect plain HTTP to HTTPS [at first: true with --tls]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) tls_redirect: Option<bool>,
-    /// PEM file with the certificate chain, read by the agent [at first: an automatic certificate]
+    /// PEM file with a certificate chain, read by the agent; repeatable, each with its key: a name is shown the one that
+    /// names it best [at first: an automatic certificate]
     #[arg(long, value_name = "FILE", value_parser = absolute_path, requires = "tls_private_key_path")]
-    pub(crate) tls_certificate_path: Option<String>,
-    /// PEM file with the certificate's private key, read by the agent
+    pub(crate) tls_certificate_path: Vec<String>,
+    /// PEM file with the certificate's private key, read by the agent; as many as certificates, in their order
     #[arg(long, value_name = "FILE", value_parser = absolute_path, requires = "tls_certificate_path")]
-    pub(crate) tls_private_key_path: Option<String>,
+    pub(crate) tls_private_key_path: Vec<String>,
     /// Ask for one automatic certificate with all hosts, instead of one each [at first: false]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) tls_one_certificate: Option<bool>,

@@ -158,6 +158,18 @@ pub struct PolicyPatch {
     /// Whether automatic certificates come from the authority's staging area, which browsers do not trust.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_staging: Option<bool>,
+    /// Pairs of PEM files, of which a client is shown the one that names best what it asks for. Replaces all that were
+    /// named before; besides the pair of `tls_certificate_path`, if that is named too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_certificates: Option<Vec<CertificatePair>>,
+}
+
+/// Absolute paths of PEM files, read by the daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CertificatePair {
+    pub certificate: String,
+    pub private_key: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -62,8 +62,9 @@ pub struct Recording {
 pub struct TlsPolicy {
     /// Plain HTTP is redirected to HTTPS.
     pub redirect: bool,
-    /// `None`: certificates come by themselves, from a certificate authority.
-    pub files: Option<CertificateFiles>,
+    /// None: certificates come by themselves, from a certificate authority. Of several, a name is shown the one that
+    /// names it best (`model::own_certificates`).
+    pub files: Vec<CertificateFiles>,
     /// Automatic certificates name all hosts of the service together, instead of one each.
     pub one_certificate: bool,
     /// Automatic certificates come from the authority's staging area, which browsers do not trust.
@@ -72,7 +73,7 @@ pub struct TlsPolicy {
 
 impl Default for TlsPolicy {
     fn default() -> Self {
-        Self { redirect: true, files: None, one_certificate: false, staging: false }
+        Self { redirect: true, files: Vec::new(), one_certificate: false, staging: false }
     }
 }
 
@@ -81,6 +82,11 @@ impl Default for TlsPolicy {
 pub struct CertificateFiles {
     pub certificate: PathBuf,
     pub private_key: PathBuf,
+}
+
+impl CertificateFiles {
+    /// Of one service: all are read again and again, to see whether they have changed.
+    pub const PAIRS_MAX: usize = 100;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -31,6 +31,9 @@ pub struct Snapshot {
     pub certificates: HostMap<Option<Arc<CertifiedKey>>>,
     /// Names whose certificate is asked for at their first handshake; they have none in `certificates` until then.
     pub on_demand: HostMap<bool>,
+    /// For clients that cannot have what is in `certificates`. Which certificate a name has is decided there; this one only
+    /// stands in for it.
+    pub rsa_certificates: HostMap<Option<Arc<CertifiedKey>>>,
 }
 
 /// A service as a request sees it.

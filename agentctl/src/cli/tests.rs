@@ -3,7 +3,7 @@
 use clap::CommandFactory;
 use model::duration;
 use model::policy_patch;
-use model::protocol::PolicyPatch;
+use model::protocol::{CertificatePair, PolicyPatch};
 use model::service::Policy;
 
 use super::*;
@@ -234,6 +234,25 @@ fn flags_become_settings_and_no_flag_becomes_none() {
                 tls_private_key_path: text("/k.pem"),
                 ..none()
             },
+        ),
+        (
+            "--tls-certificate-path=/c.pem --tls-private-key-path=/k.pem --tls-certificate-path=/d.pem \
+             --tls-private-key-path=/l.pem",
+            PolicyPatch {
+                tls_certificates: Some(
+                    [("/c.pem", "/k.pem"), ("/d.pem", "/l.pem")]
+                        .map(|(certificate, key)| CertificatePair {
+                            certificate: certificate.into(),
+                            private_key: key.into(),
+                        })
+                        .to_vec(),
+                ),
+                ..none()
+            },
+        ),
+        (
+            "--tls-certificate-path= --tls-private-key-path=",
+            PolicyPatch { tls_certificate_path: text(""), tls_private_key_path: text(""), ..none() },
         ),
         (
             "--health-check-path /up?x --health-check-port 0 --health-check-host=",

@@ -40,12 +40,14 @@ pub fn build(view: &View, standings: Standings<'_>, secret: &FleetSecret) -> Sna
         }
         services.insert(Arc::clone(&route.name), route);
     }
+    let certificates = certificates(view);
     Snapshot {
         generation: view.state.generation,
         routes,
         services,
-        certificates: certificates(view),
+        certificates: certificates.first,
         on_demand: HostMap::default(),
+        rsa_certificates: certificates.rsa,
     }
 }
 
@@ -130,20 +132,57 @@ fn redirects(view: &View, owners: &RouteTable<ServiceName>, service: &Service) -
     }
 }
 
+/// What each name is shown, and beside it the RSA certificate for clients that cannot have that.
+#[derive(Default)]
+struct Certificates {
+    first: HostMap<Option<Arc<CertifiedKey>>>,
+    rsa: HostMap<Option<Arc<CertifiedKey>>>,
+}
+
+impl Certificates {
+    /// Unless the name has one.
+    fn show(
+        &mut self,
+        name: Option<&HostPattern>,
+        first: &Arc<CertifiedKey>,
+        rsa: Option<&Arc<CertifiedKey>>,
+    ) {
+        let known = self.first.bound_mut(name);
+        if known.is_none() {
+            *known = Some(Arc::clone(first));
+            // Also where there is none, so that no wildcard's is taken for it.
+            *self.rsa.bound_mut(name) = rsa.cloned();
+        }
+    }
+}
+
 /// Services may share a host. Its certificate is then the one from files, before a placeholder, and that of
-/// the service at the root, before those below.
-fn certificates(view: &View) -> HostMap<Option<Arc<CertifiedKey>>> {
+/// the service at the root, before those below. What names below a service's own are shown comes last.
+fn certificates(view: &View) -> Certificates {
     let mut ranked: Vec<_> = view
         .services()
         .filter_map(|(service, live)| live.certificate.as_ref().map(|certificate| (service, certificate)))
         .collect();
     let has_root = |service: &Service| service.policy.path_prefixes.iter().any(|prefix| prefix.is_root());
     ranked.sort_by_key(|(service, certificate)| (certificate.is_placeholder(), !has_root(service)));
-    let mut certificates: HostMap<Option<Arc<CertifiedKey>>> = HostMap::default();
+    let (mut certificates, mut further) = (Certificates::default(), Vec::new());
     for (service, certificate) in ranked {
-        for pattern in patterns(service) {
-            certificates.bound_mut(pattern).get_or_insert_with(|| Arc::clone(&certificate.certified));
+        let own = certificate.own().filter(|own| !own.is_empty());
+        let shown = own.map(|own| own.shown(&service.policy.hosts)).unwrap_or_default();
+        if shown.is_empty() {
+            for name in patterns(service) {
+                certificates.show(name, &certificate.certified, None);
+            }
         }
+        let (hosts, below): (Vec<_>, Vec<_>) =
+            shown.into_iter().partition(|shown| patterns(service).contains(&shown.name.as_ref()));
+        hosts
+            .iter()
+            .for_each(|shown| certificates.show(shown.name.as_ref(), &shown.first, shown.rsa.as_ref()));
+        further.extend(below);
+    }
+    for shown in further {
+        certificates.show(shown.name.as_ref(), &shown.first, shown.rsa.as_ref());
     }
     certificates
 }
