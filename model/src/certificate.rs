@@ -152,7 +152,8 @@ pub fn check(policy: &Policy) -> Result<(), Problem> {
     }
     let together = policy.tls.as_ref().is_some_and(|tls| tls.one_certificate);
     if together && policy.hosts.len() > HOSTS_MAX {
-        let why = format!("{} hosts are too many for one certificate: at most {HOSTS_MAX}", policy.hosts.len());
+        let why =
+            format!("{} hosts are too many for one certificate: at most {HOSTS_MAX}", policy.hosts.len());
         return refuse(why, "leave `--tls-one-certificate` out, so that each host has its own");
     }
     Ok(())
