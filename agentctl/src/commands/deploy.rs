@@ -23,6 +23,7 @@ pub(crate) fn request(arguments: &DeployArgs) -> DeployRequest {
         policy: policy(arguments),
         read_targets: texts(&arguments.release.read_targets),
         force: arguments.force,
+        wait_tls: text(arguments.wait_tls.as_ref()),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Which certificate each service has: its files', or a placeholder that is made once for its hosts.
 
+pub mod managed;
+
 use std::sync::Arc;
 
 use model::name::HostPattern;

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use model::certificate::CertificateName;
 use model::name::HostPattern;
 use model::own_certificates::{self as rules, Facts, Flaw};
 use model::protocol::{Problem, ProblemCode};
@@ -130,6 +131,12 @@ impl OwnCertificates {
         }
         said
     }
+}
+
+/// Its first name, as the names of automatic certificates are written; where it has none, the path of its file.
+pub fn name(pair: &Pair) -> String {
+    let path = || pair.files.certificate.display().to_string();
+    pair.facts.names.first().map_or_else(path, |name| CertificateName::of(name).to_string())
 }
 
 /// Such as `expires on 2026-12-01 10:00 UTC`.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::header::HeaderName;
 use model::canary::{Assignment, Cohort, FleetSecret};
+use model::certificate::{CertificateName, is_automatic};
 use model::health::{self, Standing};
 use model::name::{HostPattern, ServiceName};
 use model::route::{HostMap, Lookup, RouteTable};
@@ -12,9 +13,12 @@ use model::service::{Recording, Service};
 use rustls::sign::CertifiedKey;
 
 use super::activations::{Activation, Live};
+use super::certificates::managed::ManagedCertificate;
+use super::own_certificates;
 use super::registry::View;
 use crate::release::Target;
-use crate::snapshot::{self, LogFields, Slot, Snapshot};
+use crate::snapshot::{self, CertificateEnd, Challenges, LogFields, Slot, Snapshot};
+use crate::telemetry::metrics::CertificateLabels;
 
 /// How a target stands, by its id.
 pub type Standings<'s> = &'s dyn Fn(u64) -> Standing;
@@ -47,6 +51,8 @@ pub fn build(view: &View, standings: Standings<'_>, secret: &FleetSecret) -> Sna
         services,
         certificates: certificates.first,
         on_demand: HostMap::default(),
+        challenges: challenges(view),
+        certificate_ends: certificate_ends(view),
         rsa_certificates: certificates.rsa,
     }
 }
@@ -171,7 +177,15 @@ fn certificates(view: &View) -> Certificates {
         let shown = own.map(|own| own.shown(&service.policy.hosts)).unwrap_or_default();
         if shown.is_empty() {
             for name in patterns(service) {
-                certificates.show(name, &certificate.certified, None);
+                // One that came by itself takes the place of a placeholder.
+                let managed = name
+                    .filter(|_| certificate.is_placeholder())
+                    .and_then(|host| view.managed.for_host(host));
+                certificates.show(
+                    name,
+                    managed.map_or(&certificate.certified, |managed| &managed.certified),
+                    None,
+                );
             }
         }
         let (hosts, below): (Vec<_>, Vec<_>) =
@@ -185,6 +199,47 @@ fn certificates(view: &View) -> Certificates {
         certificates.show(shown.name.as_ref(), &shown.first, shown.rsa.as_ref());
     }
     certificates
+}
+
+/// A host answers authorities by itself unless one of its services has automatic certificates.
+fn challenges(view: &View) -> Challenges {
+    let mut challenges =
+        Challenges { thumbprint: view.managed.thumbprint.clone(), hosts: HostMap::default() };
+    for (service, _) in view.services() {
+        for pattern in patterns(service) {
+            let is_provable = matches!(pattern, Some(HostPattern::Exact(_)));
+            *challenges.hosts.bound_mut(pattern) |= is_provable && is_automatic(&service.policy);
+        }
+    }
+    challenges
+}
+
+fn certificate_ends(view: &View) -> Vec<CertificateEnd> {
+    let managed = |(name, one): (&CertificateName, &ManagedCertificate)| {
+        let service = view
+            .services()
+            .find(|(service, _)| one.hosts.iter().any(|host| service.policy.hosts.contains(host)));
+        let service = service.map_or("", |(service, _)| service.name.as_str());
+        let labels = CertificateLabels {
+            name: name.as_str().into(),
+            service: service.into(),
+            source: Arc::clone(&one.directory),
+        };
+        CertificateEnd { labels, not_after_ms: one.not_after_ms }
+    };
+    let own = view.services().flat_map(|(service, live)| {
+        let pairs =
+            live.certificate.iter().flat_map(|certificate| certificate.own()).flat_map(|own| own.pairs());
+        pairs.map(|pair| CertificateEnd {
+            labels: CertificateLabels {
+                name: own_certificates::name(pair).into(),
+                service: service.name.as_str().into(),
+                source: pair.files.certificate.to_string_lossy().into(),
+            },
+            not_after_ms: pair.facts.not_after_ms,
+        })
+    });
+    view.managed.certificates.iter().map(managed).chain(own).collect()
 }
 
 /// `None` is any host.
@@ -230,7 +285,8 @@ mod tests {
             live.insert(name.clone(), live_one);
             services.insert(name, service);
         }
-        View { state: Arc::new(state_file::State { generation: 1, services, ..Default::default() }), live }
+        let state = Arc::new(state_file::State { generation: 1, services, ..Default::default() });
+        View { state, live, ..View::default() }
     }
 
     fn route<'s>(snapshot: &'s Snapshot, host: &str, path: &str) -> &'s snapshot::Service {
