@@ -110,7 +110,7 @@ pub fn wanted<'s>(
 
 /// Whether the service has TLS and names no files.
 pub fn is_automatic(policy: &Policy) -> bool {
-    policy.tls.as_ref().is_some_and(|tls| tls.files.is_none())
+    policy.tls.as_ref().is_some_and(|tls| tls.files.is_empty())
 }
 
 fn obtainable(policy: &Policy) -> impl Iterator<Item = &HostName> {
@@ -152,7 +152,8 @@ pub fn check(policy: &Policy) -> Result<(), Problem> {
     }
     let together = policy.tls.as_ref().is_some_and(|tls| tls.one_certificate);
     if together && policy.hosts.len() > HOSTS_MAX {
-        let why = format!("{} hosts are too many for one certificate: at most {HOSTS_MAX}", policy.hosts.len());
+        let why =
+            format!("{} hosts are too many for one certificate: at most {HOSTS_MAX}", policy.hosts.len());
         return refuse(why, "leave `--tls-one-certificate` out, so that each host has its own");
     }
     Ok(())
@@ -163,8 +164,8 @@ mod tests {
     use super::*;
     use crate::service::{CertificateFiles, TlsPolicy};
 
-    fn files() -> Option<CertificateFiles> {
-        Some(CertificateFiles { certificate: "/c.pem".into(), private_key: "/k.pem".into() })
+    fn files() -> Vec<CertificateFiles> {
+        vec![CertificateFiles { certificate: "/c.pem".into(), private_key: "/k.pem".into() }]
     }
 
     fn policy(hosts: &str, tls: Option<TlsPolicy>) -> Policy {

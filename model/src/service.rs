@@ -64,8 +64,9 @@ pub struct Recording {
 pub struct TlsPolicy {
     /// Plain HTTP is redirected to HTTPS.
     pub redirect: bool,
-    /// `None`: certificates come by themselves, from a certificate authority.
-    pub files: Option<CertificateFiles>,
+    /// None: certificates come by themselves, from a certificate authority. Of several, a name is shown the one that
+    /// names it best (`model::own_certificates`).
+    pub files: Vec<CertificateFiles>,
     /// Automatic certificates name all hosts of the service together, instead of one each.
     pub one_certificate: bool,
     /// Automatic certificates come from the authority's staging area, which browsers do not trust.
@@ -79,7 +80,7 @@ impl Default for TlsPolicy {
     fn default() -> Self {
         Self {
             redirect: true,
-            files: None,
+            files: Vec::new(),
             one_certificate: false,
             staging: false,
             client_auth: None,
@@ -131,6 +132,11 @@ pub struct InvalidClientAuthMode(String);
 pub struct CertificateFiles {
     pub certificate: PathBuf,
     pub private_key: PathBuf,
+}
+
+impl CertificateFiles {
+    /// Of one service: all are read again and again, to see whether they have changed.
+    pub const PAIRS_MAX: usize = 100;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,6 +7,7 @@ mod buffers;
 mod limits;
 mod networks;
 mod sizing;
+mod store;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,8 @@ use self::buffers::RawBuffers;
 pub use self::limits::Limits;
 use self::limits::RawLimits;
 use self::sizing::Machine;
+use self::store::RawStore;
+pub use self::store::{KeySource, SharedStore, StoreConfig};
 use crate::telemetry::access_log::Destination;
 
 /// Flags of `portcullis run`. What is left out comes from the file, then from the defaults.
@@ -127,6 +130,7 @@ struct RawConfig {
     proxy_protocol: RawProxyProtocol,
     buffers: RawBuffers,
     acme: RawAcme,
+    store: RawStore,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -179,6 +183,8 @@ pub struct Config {
     pub buffers: BufferLimits,
     /// `None`: no certificate comes by itself; placeholders stay.
     pub acme: Option<Acme>,
+    /// Where certificates are kept, and what seals them.
+    pub store: StoreConfig,
 }
 
 /// Which fields trusted proxies write. They pass the others on as their clients sent them, so one kind is read, and it
@@ -273,6 +279,7 @@ fn resolve(flags: Flags, raw: RawConfig) -> Result<Config, ConfigError> {
         metrics: listen("metrics", flags.metrics, raw.metrics.as_ref(), Listen::Off)?,
         control: flags.control.or(raw.control).unwrap_or_else(|| "/run/portcullis/control.sock".into()),
         buffers: buffers::resolve(raw.buffers, &state_dir, &machine)?,
+        store: store::resolve(raw.store, &state_dir, store::credentials())?,
         state_dir,
         workers,
         access_log: match flags.access_log.or(raw.access_log).as_deref() {
@@ -418,6 +425,10 @@ mod tests {
             ("[proxy_protocol]\nmetrics = []", "unknown field `metrics`, expected `http` or `https`"),
             ("[buffers]\nmemory_bytes = 1000", "at least 1048576"),
             ("[buffers]\ndirectory = \"spool\"", "`spool` is not an absolute path"),
+            ("[store]\ndirectory = \"/a\"", "unknown field `directory`, expected one of `dir`"),
+            ("[store]\ndir = \"share\"", "`share` is not an absolute path"),
+            ("[store]\ndir = \"/share\"", "`key_file` in [store]"),
+            ("[store]\npoll = \"0s\"", "longer than 0s"),
             ("[buffers]\ndisk = 1", "unknown field `disk`, expected one of `directory`"),
         ] {
             let error = config(text).unwrap_err();

@@ -24,6 +24,7 @@ pub mod gate;
 pub mod handlers;
 pub mod monitor;
 pub mod operations;
+pub mod own_certificates;
 pub mod pages;
 pub mod pause;
 pub mod progress;

@@ -23,6 +23,7 @@ use super::answer;
 use super::body::{AnswerBody, EventStream, TargetBody};
 use super::buffering::requests::Intake;
 use super::buffering::responses::{self, Coming};
+use super::challenge;
 use super::exchange::{Connection, Exchange, Facts};
 use super::forwarded::{Forwarded, Trust, client_ip_header};
 use super::halt::{self, Passage};
@@ -50,6 +51,11 @@ pub async fn serve(exchange: Exchange) -> Response<AnswerBody> {
     let checked = hygiene::check(&mut facts.head.borrow_mut());
     if let Some(path) = &facts.connection.worker.config.health_path
         && let Some(response) = health::answer(path, checked, &facts)
+    {
+        return response;
+    }
+    if checked.is_ok()
+        && let Some(response) = challenge::answer(&facts)
     {
         return response;
     }

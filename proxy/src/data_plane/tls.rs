@@ -67,6 +67,11 @@ impl std::fmt::Debug for FromSnapshot {
 
 impl ResolvesServerCert for FromSnapshot {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        certificate(&self.0.load().certificates, hello.server_name())
+        let snapshot = self.0.load();
+        let first = certificate(&snapshot.certificates, hello.server_name())?;
+        match certificate(&snapshot.rsa_certificates, hello.server_name()) {
+            Some(rsa) if first.key.choose_scheme(hello.signature_schemes()).is_none() => Some(rsa),
+            _ => Some(first),
+        }
     }
 }
