@@ -3,6 +3,7 @@
 mod answers;
 mod buffering;
 mod canary;
+mod certificate_swaps;
 mod cli;
 mod client_certificates;
 mod cutover;

@@ -1,6 +1,9 @@
 //! Whoever comes back resumes the session, at any worker, for as long as the keys of tickets live.
 
-use harness::{App, Puma, Visitor, World};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
+use harness::{App, Puma, Visitor, World, eventually};
 use rustls::crypto::aws_lc_rs::kx_group;
 use rustls::{CipherSuite, NamedGroup, ProtocolVersion};
 
@@ -54,4 +57,62 @@ fn the_clients_choice_of_keys_is_followed_and_the_best_ciphers_come_first() {
     assert_eq!(modern.suite, CipherSuite::TLS13_AES_256_GCM_SHA384, "{modern:?}");
     let older = Visitor::of_tls12().visit(at, "shop.test", "/").unwrap();
     assert_eq!(older.suite, CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, "{older:?}");
+}
+
+#[test]
+fn sessions_outlive_a_restart() {
+    let mut world = World::start();
+    let puma = Puma::start(App::Rack, "v1");
+    world.deploy_with(&puma.target(), &["--tls"]);
+    let visitors = [Visitor::new(), Visitor::of_tls12()];
+    // What is not on disk yet when the power fails is no use to anybody, so let the first ticket prove that it is.
+    eventually("the keys are there", || {
+        let keys = world.dir().join("state/certs/tickets");
+        keys.exists().then_some(()).ok_or_else(|| format!("no {}", keys.display()))
+    });
+    for visitor in &visitors {
+        assert_eq!(visitor.visit(world.daemon.https(), "shop.test", "/").unwrap().status, 200);
+    }
+    world.daemon.kill_9();
+    world.daemon.start_again();
+    for visitor in &visitors {
+        let visit = visitor.visit(world.daemon.https(), "shop.test", "/").unwrap();
+        assert!(visit.resumed && visit.status == 200, "{visit:?}");
+    }
+}
+
+#[test]
+fn a_session_of_one_vm_is_resumed_by_another() {
+    let shared = tempfile::tempdir().unwrap();
+    let (store, key) = (shared.path().join("store"), shared.path().join("key"));
+    std::fs::create_dir(&store).unwrap();
+    std::fs::write(&key, "00112233445566778899aabbccddeeff".repeat(2)).unwrap();
+    std::fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
+    let config = format!(
+        "[store]\ndir = \"{}\"\nkey_file = \"{}\"\npoll = \"200ms\"\n",
+        store.display(),
+        key.display()
+    );
+    let puma = Puma::start(App::Rack, "v1");
+    let mut vms: Vec<World> = (0..2).map(|_| World::with_config(&config)).collect();
+    for vm in &vms {
+        vm.deploy_with(&puma.target(), &["--tls"]);
+    }
+    let crosses = |vms: &[World]| {
+        // Each time another visitor, who has never been at the second one.
+        let visitor = Visitor::new();
+        let [first, second] =
+            [0, 1].map(|vm| visitor.visit(vms[vm].daemon.https(), "shop.test", "/").unwrap());
+        assert!(!first.resumed);
+        second.resumed.then_some(()).ok_or_else(|| format!("{second:?}"))
+    };
+    eventually("both have the same keys", || crosses(&vms));
+
+    // Without the store they go on, and come up again.
+    std::fs::rename(&store, shared.path().join("away")).unwrap();
+    for vm in &mut vms {
+        vm.daemon.kill_9();
+        vm.daemon.start_again();
+    }
+    crosses(&vms).unwrap();
 }

@@ -101,6 +101,7 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             buffers: config.buffers.directory.clone(),
             ticket_keys: ticket_keys.clone(),
+            store: config.store.clone(),
         },
         published.clone(),
         Arc::clone(&metrics),

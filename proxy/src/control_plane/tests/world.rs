@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::{ControlPlane, ControlPlaneConfig};
 use crate::adapters::accounts::Accounts;
 use crate::certificate_asks::CertificateAsks;
-use crate::config::Groups;
+use crate::config::{Groups, KeySource, StoreConfig};
 use crate::release::Release;
 use crate::snapshot::{Published, Service};
 use crate::telemetry::metrics::Metrics;
@@ -89,6 +89,12 @@ impl World {
             version: "test".into(),
             buffers: dir.path().join("state/buffers"),
             ticket_keys: TicketKeys::default(),
+            store: StoreConfig {
+                shared: None,
+                key: KeySource::OwnOf(dir.path().join("state")),
+                poll: Duration::from_secs(60),
+                timeout: Duration::from_secs(10),
+            },
         };
         let published = Published::default();
         let shutdown = CancellationToken::new();
