@@ -8,9 +8,10 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use model::route::HostMap;
-use rustls::ServerConfig;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::{CipherSuite, ServerConfig, SupportedCipherSuite};
 
 use self::tickets::Tickets;
 use crate::client_auth::HostAuth;
@@ -20,8 +21,7 @@ use crate::ticket_keys::TicketKeys;
 /// TLS 1.2 and 1.3 with HTTP/2 and HTTP/1.1, asking clients for what `auth` says. Sessions are resumed by tickets alone,
 /// and never with early data.
 pub fn server_config(published: Published, keys: TicketKeys, auth: Option<&HostAuth>) -> Arc<ServerConfig> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ServerConfig::builder_with_provider(provider)
+    let builder = ServerConfig::builder_with_provider(Arc::new(provider()))
         .with_safe_default_protocol_versions()
         .expect("the provider supports TLS 1.2 and 1.3");
     let builder = match auth.and_then(|auth| auth.verifier.clone()) {
@@ -29,6 +29,8 @@ pub fn server_config(published: Published, keys: TicketKeys, auth: Option<&HostA
         None => builder.with_no_client_auth(),
     };
     let mut config = builder.with_cert_resolver(Arc::new(FromSnapshot(published)));
+    // All suites are good; which of them it is should not be up to a client's age.
+    config.ignore_client_order = true;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     // Each ticket costs the handshake; one is what a returning browser uses.
     config.send_tls13_tickets = 1;
@@ -36,6 +38,20 @@ pub fn server_config(published: Published, keys: TicketKeys, auth: Option<&HostA
     // Clients of TLS 1.2 without tickets are too few for a table that other workers and VMs do not see.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Arc::new(config)
+}
+
+/// Of suites the cheapest first, which is what browsers want, too: AES-128-GCM, AES-256-GCM, ChaCha20-Poly1305. Of key
+/// exchanges the client's favourite, X25519MLKEM768 among them.
+fn provider() -> CryptoProvider {
+    let mut provider = aws_lc_rs::default_provider();
+    let is_dear = |suite: &SupportedCipherSuite| match suite.suite() {
+        CipherSuite::TLS13_AES_128_GCM_SHA256
+        | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+        | CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 => false,
+        _ => true,
+    };
+    provider.cipher_suites.sort_by_key(is_dear);
+    provider
 }
 
 /// The certificate for a server name. A name that nobody serves gets none, and the handshake an alert:
