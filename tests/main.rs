@@ -11,6 +11,7 @@ mod declared;
 mod dependencies;
 mod documents;
 mod gate;
+mod handshakes;
 mod harness_itself;
 mod hsts;
 mod limits;
