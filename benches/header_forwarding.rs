@@ -49,6 +49,7 @@ fn write_request_head(bencher: Bencher<'_, '_>) {
             body: BodyFraming::AsSent,
             websocket: false,
             client_ip_header: None,
+            client: &[],
         };
         head.write(&mut out);
         out.len()

@@ -32,6 +32,8 @@ fn service(n: usize) -> Arc<Service> {
         pages: None,
         log_fields: LogFields::default(),
         halt: None,
+        client_auth: None,
+        hsts: None,
     })
 }
 

@@ -25,9 +25,10 @@ enum Protocol {
     Tls,
     Http2,
     Handshake,
+    Resumption,
 }
 
-pub(crate) const CELLS: [Cell; 9] = [
+pub(crate) const CELLS: [Cell; 10] = [
     cell("h1-plain-small", Protocol::Plain, Body::Small, 1.10, 1.05),
     cell("h1-plain-10k", Protocol::Plain, Body::TenKilobytes, 1.05, 0.95),
     cell("h1-plain-1m", Protocol::Plain, Body::Megabyte, 0.70, 0.45),
@@ -37,6 +38,7 @@ pub(crate) const CELLS: [Cell; 9] = [
     cell("h2-tls-small", Protocol::Http2, Body::Small, 1.25, 0.85),
     cell("h2-tls-10k", Protocol::Http2, Body::TenKilobytes, 1.10, 0.75),
     cell("tls-handshake", Protocol::Handshake, Body::Small, 0.45, 0.50),
+    cell("tls-resume", Protocol::Resumption, Body::Small, 1.00, 1.00),
 ];
 
 /// In `h1-plain-small`, against the bare relay.
@@ -50,6 +52,8 @@ const VISITORS: usize = 64;
 /// Of large bodies: more would only queue.
 const VISITORS_OF_MEGABYTES: usize = 16;
 const SHAKING_HANDS: usize = 32;
+/// rustls keeps eight tickets of a server, and each of these needs one.
+const RESUMING: usize = 8;
 const HTTP2_CONNECTIONS: usize = 16;
 const HTTP2_STREAMS: usize = 16;
 
@@ -71,11 +75,11 @@ impl Cell {
     pub(crate) fn dial(&self, addresses: Addresses) -> Outcome<Option<Dial>> {
         let alpn: &[u8] = match self.protocol {
             Protocol::Plain => return Ok(Some(Dial { address: addresses.plain, tls: None })),
-            Protocol::Tls | Protocol::Handshake => b"http/1.1",
+            Protocol::Tls | Protocol::Handshake | Protocol::Resumption => b"http/1.1",
             Protocol::Http2 => b"h2",
         };
         let Some(address) = addresses.tls else { return Ok(None) };
-        Ok(Some(Dial { address, tls: Some(client_config(alpn)?) }))
+        Ok(Some(Dial { address, tls: Some(client_config(alpn, self.protocol == Protocol::Resumption)?) }))
     }
 
     /// Visitors who ask again as soon as they have their answer.
@@ -88,6 +92,7 @@ impl Cell {
             Protocol::Handshake => {
                 Box::new(Http1::start(poll, dial, self.body, SHAKING_HANDS, Reuse::OneRequest)?)
             }
+            Protocol::Resumption => Box::new(Http1::start(poll, dial, self.body, RESUMING, Reuse::Session)?),
             Protocol::Http2 => {
                 Box::new(Http2::start(poll, dial, self.body, HTTP2_CONNECTIONS, HTTP2_STREAMS)?)
             }

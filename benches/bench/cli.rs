@@ -72,6 +72,7 @@ Cells:
   h1-plain-small, h1-plain-10k, h1-plain-1m, h1-tls-small, h1-tls-10k, h1-tls-1m, h2-tls-small, h2-tls-10k:
     HTTP/1.1 or HTTP/2; answers of 13 bytes, 10 KiB or 1 MiB
   tls-handshake: a new connection for each request
+  tls-resume: the same, and its session resumed
 
 Examples:
   All of it, some four minutes; the tables go to standard output:

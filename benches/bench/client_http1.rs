@@ -14,6 +14,8 @@ pub(crate) enum Reuse {
     KeepAlive,
     /// One request, `Connection: close`; then a new connection with a full handshake.
     OneRequest,
+    /// The same, but that all sessions after the first ones are resumed.
+    Session,
 }
 
 pub(crate) struct Http1 {
@@ -23,6 +25,9 @@ pub(crate) struct Http1 {
     connections: Vec<Connection>,
     scratch: Vec<u8>,
     completed: u64,
+    /// Handshakes that resumed nothing.
+    full: usize,
+    visitors: usize,
 }
 
 struct Connection {
@@ -49,9 +54,11 @@ impl Http1 {
             connections: Vec::with_capacity(visitors),
             scratch: vec![0; 256 * 1024],
             completed: 0,
+            full: 0,
+            visitors,
         };
         for number in 0..visitors {
-            let closes = reuse == Reuse::OneRequest;
+            let closes = reuse != Reuse::KeepAlive;
             let request = Visitor::new(number).http1(body, dial.tls.is_some(), closes);
             let connection = load.connect(poll, number, request)?;
             load.connections.push(connection);
@@ -82,13 +89,18 @@ impl Load for Http1 {
             }
             if !std::mem::replace(&mut connection.is_checked, true) {
                 connection.transport.check_handshake(b"http/1.1")?;
+                self.full += usize::from(!connection.transport.has_resumed());
+            }
+            // Each visitor has to begin with one.
+            if self.reuse == Reuse::Session && self.full > self.visitors {
+                return Err(Failure::new("a proxy did not resume a session"));
             }
             match self.reuse {
                 Reuse::KeepAlive => {
                     self.completed += 1;
                     connection.transport.send(poll, &connection.request)?;
                 }
-                Reuse::OneRequest => connection.is_answered = true,
+                Reuse::OneRequest | Reuse::Session => connection.is_answered = true,
             }
         }
         if is_open {

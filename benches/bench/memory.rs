@@ -118,7 +118,7 @@ pub(crate) fn run(
 
 /// KiB that each client of a crowd adds.
 fn each(world: &mut World, peer: &Peer, crowd: &Crowd) -> Outcome<f64> {
-    let tls = if crowd.tls { Some(client_config(b"http/1.1")?) } else { None };
+    let tls = if crowd.tls { Some(client_config(b"http/1.1", false)?) } else { None };
     let address =
         if crowd.tls { peer.addresses.tls.unwrap_or(peer.addresses.plain) } else { peer.addresses.plain };
     let dial = Dial { address, tls };

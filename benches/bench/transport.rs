@@ -8,7 +8,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::{ClientConnection, Resumption};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, HandshakeKind, SignatureScheme};
 
 use crate::failure::{Failure, Outcome, Tried};
 use crate::poll::{Interest, Poll, Token};
@@ -21,9 +21,9 @@ pub(crate) struct Dial {
     pub tls: Option<Arc<ClientConfig>>,
 }
 
-/// TLS 1.3 with AES-128-GCM and X25519, no resumption. Certificates are not looked at: checking them is the
+/// TLS 1.3 with AES-128-GCM and X25519. Certificates are not looked at: checking them is the
 /// client's work, and the client is not measured.
-pub(crate) fn client_config(alpn: &[u8]) -> Outcome<Arc<ClientConfig>> {
+pub(crate) fn client_config(alpn: &[u8], resumes: bool) -> Outcome<Arc<ClientConfig>> {
     let provider = CryptoProvider {
         cipher_suites: vec![aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256],
         kx_groups: vec![aws_lc_rs::kx_group::X25519],
@@ -35,7 +35,9 @@ pub(crate) fn client_config(alpn: &[u8]) -> Outcome<Arc<ClientConfig>> {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(TrustAnyone))
         .with_no_client_auth();
-    config.resumption = Resumption::disabled();
+    if !resumes {
+        config.resumption = Resumption::disabled();
+    }
     config.alpn_protocols = vec![alpn.to_vec()];
     Ok(Arc::new(config))
 }
@@ -137,6 +139,10 @@ impl Transport {
 
     pub(crate) fn is_handshaking(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
+    }
+
+    pub(crate) fn has_resumed(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.handshake_kind() == Some(HandshakeKind::Resumed))
     }
 
     /// From now on nothing is read: what comes stays in the kernel, then in the proxy.

@@ -65,6 +65,7 @@ pub fn text(value: &Value) -> String {
         Value::Null => String::new(),
         Value::String(text) => text.clone(),
         Value::Array(values) => values.iter().map(text).collect::<Vec<_>>().join(","),
+        Value::Object(fields) => fields.values().map(text).collect::<Vec<_>>().join("+"),
         other => other.to_string(),
     }
 }
@@ -151,7 +152,15 @@ mod tests {
 
     fn certified() -> Value {
         json!({ "hosts": ["b.test", "a.test"], "tls": true,
-            "tls_certificate_path": "/c.pem", "tls_private_key_path": "/k.pem", "drain_timeout": "1h" })
+            "tls_certificate_path": "/c.pem", "tls_private_key_path": "/k.pem", "drain_timeout": "1h",
+            "tls_client_ca_path": "/ca.pem" })
+    }
+
+    fn certified_twice() -> Value {
+        json!({ "hosts": ["b.test"], "tls": true, "tls_certificates": [
+            { "certificate": "/c.pem", "private_key": "/k.pem" },
+            { "certificate": "/d.pem", "private_key": "/l.pem" },
+        ] })
     }
 
     #[test]
@@ -160,7 +169,8 @@ mod tests {
         for name in settings(&declared(certified())).keys() {
             assert!(names.contains(name), "{name} is not among {names:?}");
         }
-        let printed = settings(&declared(certified()));
+        let mut printed = settings(&declared(certified()));
+        printed.extend(settings(&declared(certified_twice())));
         assert!(names.iter().all(|name| printed.contains_key(name)), "{names:?} are not all in {printed:?}");
     }
 
@@ -199,6 +209,7 @@ mod tests {
             (json!(false), "false"),
             (json!([]), ""),
             (json!(["a.test", "b.test"]), "a.test,b.test"),
+            (json!([{ "certificate": "/c.pem", "private_key": "/c.key" }]), "/c.pem+/c.key"),
         ] {
             assert_eq!(text(&value), want, "{value}");
         }
@@ -276,6 +287,7 @@ mod tests {
             (json!({ "tls": true, "tls_redirect": false }), json!({ "tls": true, "tls_redirect": false })),
             (json!({ "max_request_body_bytes": 0 }), json!({ "max_request_body_bytes": 0 })),
             (certified(), certified()),
+            (certified_twice(), certified_twice()),
         ] {
             let policy = declared(json.clone());
             assert_eq!(shortest(&policy), patch(want), "{json}");

@@ -11,9 +11,13 @@ use std::time::Duration;
 
 use crate::canary::Overrides;
 use crate::duration;
+use crate::hsts::{Hsts, InvalidHsts};
 use crate::name::{HostName, HostPattern, PathPrefix};
-use crate::protocol::{BypassBody, OverridesBody, PolicyPatch, Problem, ProblemCode};
-use crate::service::{CertificateFiles, Concurrency, Policy, ReaderPolicy, Recording, TlsPolicy};
+use crate::protocol::{BypassBody, CertificatePair, OverridesBody, PolicyPatch, Problem, ProblemCode};
+use crate::service::{
+    CertificateFiles, ClientAuthMode, ClientAuthPolicy, Concurrency, InvalidClientAuthMode, Policy,
+    ReaderPolicy, Recording, TlsPolicy,
+};
 
 /// No wait of ours may be longer: beyond it, a typo is likelier than a wish.
 const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -37,8 +41,20 @@ pub fn apply(patch: &PolicyPatch, mut policy: Policy) -> Result<Policy, Problem>
 /// The patch that makes `policy` out of any other; `rise` and `fall` are not settings.
 pub fn from_policy(policy: &Policy) -> PolicyPatch {
     let text = |duration: Duration| Some(duration::print(duration));
-    let files = policy.tls.as_ref().and_then(|tls| tls.files.as_ref());
     let path = |path: &PathBuf| path.to_string_lossy().into_owned();
+    let pair = |files: &CertificateFiles| CertificatePair {
+        certificate: path(&files.certificate),
+        private_key: path(&files.private_key),
+    };
+    let pairs: Vec<_> = policy.tls.iter().flat_map(|tls| &tls.files).map(pair).collect();
+    // One pair is written as it was before there could be several.
+    let (single, several) = match pairs.as_slice() {
+        [] => (None, None),
+        [single] => (Some(single.clone()), None),
+        _ => (None, Some(pairs)),
+    };
+    let client_auth = policy.tls.as_ref().and_then(|tls| tls.client_auth.as_ref());
+    let hsts = policy.tls.as_ref().and_then(|tls| tls.hsts.as_ref());
     PolicyPatch {
         hosts: Some(policy.hosts.iter().map(ToString::to_string).collect()),
         path_prefixes: Some(policy.path_prefixes.iter().map(ToString::to_string).collect()),
@@ -46,8 +62,8 @@ pub fn from_policy(policy: &Policy) -> PolicyPatch {
         canonical_host: Some(optional(policy.canonical_host.as_ref())),
         tls: Some(policy.tls.is_some()),
         tls_redirect: policy.tls.as_ref().map(|tls| tls.redirect),
-        tls_certificate_path: files.map(|files| path(&files.certificate)),
-        tls_private_key_path: files.map(|files| path(&files.private_key)),
+        tls_certificate_path: single.as_ref().map(|pair| pair.certificate.clone()),
+        tls_private_key_path: single.map(|pair| pair.private_key),
         health_check_path: Some(policy.gate.path.clone()),
         health_check_port: Some(policy.gate.port.unwrap_or(0)),
         health_check_host: Some(optional(policy.gate.host.as_ref())),
@@ -81,6 +97,14 @@ pub fn from_policy(policy: &Policy) -> PolicyPatch {
         max_response_body_bytes: Some(printed(policy.response_body_bytes_max)),
         writer_affinity_timeout: text(policy.readers.writer_affinity),
         read_target_websockets: Some(policy.readers.websockets),
+        tls_one_certificate: Some(policy.tls.as_ref().is_some_and(|tls| tls.one_certificate)),
+        tls_staging: Some(policy.tls.as_ref().is_some_and(|tls| tls.staging)),
+        tls_certificates: several,
+        tls_client_ca_path: Some(client_auth.map(|auth| path(&auth.ca)).unwrap_or_default()),
+        tls_client_auth: client_auth.map(|auth| auth.mode.as_str().to_owned()),
+        hsts: Some(hsts.map(Hsts::print_max_age).unwrap_or_default()),
+        hsts_subdomains: Some(hsts.is_some_and(|hsts| hsts.include_subdomains)),
+        hsts_preload: Some(hsts.is_some_and(|hsts| hsts.preload)),
     }
 }
 
@@ -193,15 +217,25 @@ fn covers(pattern: &HostPattern, host: &HostName) -> bool {
 
 fn apply_tls(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Problem> {
     match patch.tls {
-        Some(true) if policy.tls.is_none() => policy.tls = Some(TlsPolicy { redirect: true, files: None }),
+        Some(true) if policy.tls.is_none() => policy.tls = Some(TlsPolicy::default()),
         Some(false) => policy.tls = None,
         _ => {}
     }
     let files = certificate_files(patch)?;
     let Some(tls) = &mut policy.tls else {
-        let field = match files {
-            Some(Some(_)) => "tls_certificate_path",
+        let field = match &files {
+            Some(files) if !files.is_empty() => match patch.tls_certificate_path {
+                Some(_) => "tls_certificate_path",
+                None => "tls_certificates",
+            },
             _ if patch.tls_redirect == Some(true) => "tls_redirect",
+            _ if patch.tls_one_certificate == Some(true) => "tls_one_certificate",
+            _ if patch.tls_staging == Some(true) => "tls_staging",
+            _ if says(&patch.tls_client_ca_path) => "tls_client_ca_path",
+            _ if says(&patch.tls_client_auth) => "tls_client_auth",
+            _ if says(&patch.hsts) => "hsts",
+            _ if patch.hsts_subdomains == Some(true) => "hsts_subdomains",
+            _ if patch.hsts_preload == Some(true) => "hsts_preload",
             _ => return Ok(()),
         };
         let message = "the service has no TLS, so this would do nothing".to_owned();
@@ -209,21 +243,105 @@ fn apply_tls(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Problem> {
     };
     set(&mut tls.redirect, patch.tls_redirect);
     set(&mut tls.files, files);
+    set(&mut tls.one_certificate, patch.tls_one_certificate);
+    set(&mut tls.staging, patch.tls_staging);
+    apply_client_auth(patch, tls)?;
+    apply_hsts(patch, tls)
+}
+
+fn says(text: &Option<String>) -> bool {
+    text.as_ref().is_some_and(|text| !text.is_empty())
+}
+
+fn apply_client_auth(patch: &PolicyPatch, tls: &mut TlsPolicy) -> Result<(), Problem> {
+    match patch.tls_client_ca_path.as_deref() {
+        None => {}
+        Some("") => tls.client_auth = None,
+        Some(text) => {
+            let ca = absolute("tls_client_ca_path", text)?;
+            let mode = tls.client_auth.as_ref().map_or(ClientAuthMode::Required, |auth| auth.mode);
+            tls.client_auth = Some(ClientAuthPolicy { ca, mode });
+        }
+    }
+    let Some(text) = &patch.tls_client_auth else { return Ok(()) };
+    let mode =
+        text.parse().map_err(|error: InvalidClientAuthMode| invalid("tls_client_auth", error.to_string()))?;
+    match &mut tls.client_auth {
+        Some(auth) => auth.mode = mode,
+        None => {
+            let message = "clients are asked for no certificate, because no authority is named".to_owned();
+            return Err(invalid("tls_client_auth", message)
+                .hint("add `--tls-client-ca-path FILE`, or leave this setting out"));
+        }
+    }
     Ok(())
 }
 
-/// `Some(None)`: they are taken away.
-fn certificate_files(patch: &PolicyPatch) -> Result<Option<Option<CertificateFiles>>, Problem> {
-    let (certificate, private_key) = match (&patch.tls_certificate_path, &patch.tls_private_key_path) {
-        (None, None) => return Ok(None),
-        (Some(certificate), Some(key)) if certificate.is_empty() && key.is_empty() => return Ok(Some(None)),
-        (Some(certificate), Some(key)) => (certificate, key),
-        (Some(_), None) => return Err(alone("tls_certificate_path", "tls_private_key_path")),
-        (None, Some(_)) => return Err(alone("tls_private_key_path", "tls_certificate_path")),
+fn apply_hsts(patch: &PolicyPatch, tls: &mut TlsPolicy) -> Result<(), Problem> {
+    let before = tls.hsts.take();
+    let max_age = patch.hsts.clone().or_else(|| before.as_ref().map(Hsts::print_max_age));
+    let flag = |said: Option<bool>, of: fn(&Hsts) -> bool| said.unwrap_or(before.as_ref().is_some_and(of));
+    let include_subdomains = flag(patch.hsts_subdomains, |hsts| hsts.include_subdomains);
+    let preload = flag(patch.hsts_preload, |hsts| hsts.preload);
+    let Some(max_age) = max_age.filter(|text| !text.is_empty()) else {
+        let field = match (patch.hsts_subdomains, patch.hsts_preload) {
+            (Some(true), _) => "hsts_subdomains",
+            (_, Some(true)) => "hsts_preload",
+            _ => return Ok(()),
+        };
+        let message = "browsers are told nothing that this could go for".to_owned();
+        return Err(invalid(field, message).hint("add `--hsts 1y`, or leave this setting out"));
     };
-    let certificate = absolute("tls_certificate_path", certificate)?;
-    let private_key = absolute("tls_private_key_path", private_key)?;
-    Ok(Some(Some(CertificateFiles { certificate, private_key })))
+    let hsts = Hsts::new(&max_age, include_subdomains, preload);
+    tls.hsts = Some(hsts.map_err(|error| match error {
+        InvalidHsts::Preload => invalid("hsts_preload", error.to_string()),
+        _ => invalid("hsts", error.to_string()),
+    })?);
+    Ok(())
+}
+
+/// All pairs that the patch names, in its order; `None` if it does not speak of them. None at all: they are taken away.
+fn certificate_files(patch: &PolicyPatch) -> Result<Option<Vec<CertificateFiles>>, Problem> {
+    let (certificate, key) = (&patch.tls_certificate_path, &patch.tls_private_key_path);
+    if certificate.is_none() && key.is_none() && patch.tls_certificates.is_none() {
+        return Ok(None);
+    }
+    let empty = |path: &Option<String>| path.as_ref().is_none_or(String::is_empty);
+    let mut files = Vec::new();
+    if !(empty(certificate) && empty(key)) {
+        let [certificate, key] = [certificate, key].map(|path| path.as_deref().unwrap_or_default());
+        files.push(parse_pair(certificate, key, ["tls_certificate_path", "tls_private_key_path"])?);
+    }
+    let further = patch.tls_certificates.as_deref().unwrap_or_default();
+    if further.len() > CertificateFiles::PAIRS_MAX {
+        let message =
+            format!("{} pairs are too many: at most {}", further.len(), CertificateFiles::PAIRS_MAX);
+        return Err(invalid("tls_certificates", message));
+    }
+    for CertificatePair { certificate, private_key } in further {
+        let pair = parse_pair(certificate, private_key, ["certificate", "private_key"]);
+        let pair = pair.map_err(|problem| invalid("tls_certificates", problem.message))?;
+        if files.iter().any(|known: &CertificateFiles| known.certificate == pair.certificate) {
+            return Err(invalid("tls_certificates", format!("`{certificate}` is named twice")));
+        }
+        files.push(pair);
+    }
+    Ok(Some(files))
+}
+
+fn parse_pair(
+    certificate: &str,
+    key: &str,
+    [its_field, key_field]: [&str; 2],
+) -> Result<CertificateFiles, Problem> {
+    if key.is_empty() {
+        return Err(alone(its_field, key_field));
+    }
+    if certificate.is_empty() {
+        return Err(alone(key_field, its_field));
+    }
+    let certificate = absolute(its_field, certificate)?;
+    Ok(CertificateFiles { certificate, private_key: absolute(key_field, key)? })
 }
 
 fn absolute(field: &str, text: &str) -> Result<PathBuf, Problem> {
@@ -459,8 +577,31 @@ mod tests {
             (|p| p.path_prefixes = Some(vec!["/a b".into()]), "path_prefixes"),
             (|p| p.canonical_host = Some("other.test".into()), "canonical_host"),
             (|p| p.tls_redirect = Some(true), "tls_redirect"),
+            (|p| p.tls_one_certificate = Some(true), "tls_one_certificate"),
+            (|p| p.tls_staging = Some(true), "tls_staging"),
+            (|p| p.tls_client_ca_path = Some("/ca.pem".into()), "tls_client_ca_path"),
+            (|p| p.tls_client_auth = Some("optional".into()), "tls_client_auth"),
+            (|p| p.hsts = Some("1y".into()), "hsts"),
+            (|p| p.hsts_subdomains = Some(true), "hsts_subdomains"),
+            (|p| p.hsts_preload = Some(true), "hsts_preload"),
+            (|p| (p.tls, p.tls_client_ca_path) = (Some(true), Some("ca.pem".into())), "tls_client_ca_path"),
+            (|p| (p.tls, p.tls_client_auth) = (Some(true), Some("required".into())), "tls_client_auth"),
+            (
+                |p| {
+                    (p.tls, p.tls_client_ca_path, p.tls_client_auth) =
+                        (Some(true), Some("/ca.pem".into()), Some("on".into()))
+                },
+                "tls_client_auth",
+            ),
+            (|p| (p.tls, p.hsts) = (Some(true), Some("long".into())), "hsts"),
+            (|p| (p.tls, p.hsts_subdomains) = (Some(true), Some(true)), "hsts_subdomains"),
+            (
+                |p| (p.tls, p.hsts, p.hsts_preload) = (Some(true), Some("1y".into()), Some(true)),
+                "hsts_preload",
+            ),
             (|p| p.tls_certificate_path = Some("/c.pem".into()), "tls_certificate_path"),
             (|p| p.tls_private_key_path = Some("/k.pem".into()), "tls_private_key_path"),
+            (|p| p.tls_certificates = Some(vec![pair("/c.pem", "/k.pem")]), "tls_certificates"),
             (|p| p.health_check_path = Some("up".into()), "health_check_path"),
             (|p| p.health_check_host = Some("a b".into()), "health_check_host"),
             (|p| p.health_check_interval = Some("0s".into()), "health_check_interval"),
@@ -496,6 +637,67 @@ mod tests {
         }
     }
 
+    fn pair(certificate: &str, private_key: &str) -> CertificatePair {
+        CertificatePair { certificate: certificate.into(), private_key: private_key.into() }
+    }
+
+    #[test]
+    fn pairs_of_files() {
+        let many: Vec<_> = (0..101).map(|n| pair(&format!("/{n}"), "/k")).collect();
+        // What `tls_certificate_path`, `tls_private_key_path` and `tls_certificates` say; what comes of it.
+        for (certificate, key, pairs, want) in [
+            (None, None, None, Ok("/old")),
+            (Some("/a"), Some("/k"), None, Ok("/a")),
+            (Some(""), Some(""), None, Ok("")),
+            (None, None, Some(vec![]), Ok("")),
+            (None, None, Some(vec![pair("/b", "/k"), pair("/c", "/k")]), Ok("/b /c")),
+            (Some("/a"), Some("/k"), Some(vec![pair("/b", "/k")]), Ok("/a /b")),
+            (Some("/a"), None, None, Err("tls_certificate_path: `tls_private_key_path` is missing")),
+            (None, Some("/k"), None, Err("tls_private_key_path: `tls_certificate_path` is missing")),
+            (Some("a"), Some("/k"), None, Err("tls_certificate_path: `a` is not an absolute path")),
+            (
+                None,
+                None,
+                Some(vec![pair("/a", "")]),
+                Err("tls_certificates: certificate: `private_key` is missing"),
+            ),
+            (
+                None,
+                None,
+                Some(vec![pair("/a", "k")]),
+                Err("tls_certificates: private_key: `k` is not an absolute"),
+            ),
+            (
+                None,
+                None,
+                Some(vec![pair("/a", "/k"), pair("/a", "/l")]),
+                Err("tls_certificates: `/a` is named twice"),
+            ),
+            (None, None, Some(many), Err("tls_certificates: 101 pairs are too many")),
+        ] {
+            let old = CertificateFiles { certificate: "/old".into(), private_key: "/old".into() };
+            let tls = Some(TlsPolicy { files: vec![old], ..TlsPolicy::default() });
+            let patch = PolicyPatch {
+                tls_certificate_path: certificate.map(str::to_owned),
+                tls_private_key_path: key.map(str::to_owned),
+                tls_certificates: pairs,
+                ..PolicyPatch::default()
+            };
+            match (apply(&patch, Policy { tls, ..Policy::default() }), want) {
+                (Ok(policy), Ok(want)) => {
+                    let files = policy.tls.iter().flat_map(|tls| &tls.files);
+                    let paths: Vec<_> = files.map(|pair| pair.certificate.to_string_lossy()).collect();
+                    assert_eq!(paths.join(" "), want, "{patch:?}");
+                    assert_eq!(apply(&from_policy(&policy), Policy::default()), Ok(policy));
+                }
+                (Err(problem), Err(want)) => {
+                    assert!(problem.message.starts_with(want), "{}", problem.message)
+                }
+                (got, want) => panic!("{got:?} is not {want:?}"),
+            }
+        }
+    }
+
     #[test]
     fn what_a_patch_leaves_out_stays() {
         let first = PolicyPatch {
@@ -506,12 +708,60 @@ mod tests {
         };
         let policy = apply(&first, Policy::default()).unwrap();
         assert_eq!(policy.hosts.len(), 1, "one host, spelled twice");
-        assert_eq!(policy.tls, Some(TlsPolicy { redirect: true, files: None }));
+        assert_eq!(policy.tls, Some(TlsPolicy::default()));
         assert_eq!(apply(&PolicyPatch::default(), policy.clone()), Ok(policy.clone()));
 
         let second = PolicyPatch { hosts: Some(vec![]), tls: Some(false), ..PolicyPatch::default() };
         let changed = apply(&second, policy).unwrap();
         assert_eq!((changed.hosts.len(), changed.tls, changed.timeouts.bake), (0, None, Duration::ZERO));
+    }
+
+    #[test]
+    fn what_goes_with_tls_stays_goes_and_comes_back() {
+        let all = PolicyPatch {
+            tls: Some(true),
+            tls_client_ca_path: Some("/ca.pem".into()),
+            hsts: Some("1y".into()),
+            hsts_subdomains: Some(true),
+            ..PolicyPatch::default()
+        };
+        let policy = apply(&all, Policy::default()).unwrap();
+        let tls = policy.tls.clone().unwrap();
+        assert_eq!(
+            tls.client_auth.as_ref().map(|auth| auth.mode),
+            Some(ClientAuthMode::Required),
+            "at first"
+        );
+        for (patch, mode, hsts) in [
+            (PolicyPatch::default(), Some("required"), Some("max-age=31536000; includeSubDomains")),
+            (
+                PolicyPatch { tls_client_auth: Some("optional".into()), ..PolicyPatch::default() },
+                Some("optional"),
+                Some("max-age=31536000; includeSubDomains"),
+            ),
+            (
+                PolicyPatch {
+                    hsts: Some("1d".into()),
+                    hsts_subdomains: Some(false),
+                    ..PolicyPatch::default()
+                },
+                Some("required"),
+                Some("max-age=86400"),
+            ),
+            (PolicyPatch { hsts: Some(String::new()), ..PolicyPatch::default() }, Some("required"), None),
+            (
+                PolicyPatch { tls_client_ca_path: Some(String::new()), ..PolicyPatch::default() },
+                None,
+                Some("max-age=31536000; includeSubDomains"),
+            ),
+            (PolicyPatch { tls: Some(false), ..PolicyPatch::default() }, None, None),
+        ] {
+            let tls = apply(&patch, policy.clone()).unwrap().tls;
+            let tls = tls.as_ref();
+            let auth = tls.and_then(|tls| tls.client_auth.as_ref()).map(|auth| auth.mode.as_str());
+            let told = tls.and_then(|tls| tls.hsts.as_ref()).map(Hsts::to_string);
+            assert_eq!((auth, told.as_deref()), (mode, hsts), "{patch:?}");
+        }
     }
 
     #[test]
@@ -545,12 +795,17 @@ mod tests {
             flags in proptest::array::uniform6(any::<bool>()),
             durations in durations(),
             files in proptest::option::of("/[a-z]{1,8}"),
+            further in proptest::option::of(proptest::collection::vec("/further/[a-z]{8}", 0..2)),
             token in "[a-z-]{0,8}",
             number in any::<u16>(),
         ) -> PolicyPatch {
             let [interval, timeout, deploy, drain, socket_drain, bake, connect, head, idle, queue, start] = durations;
             let files_or_none = Some(files.clone().unwrap_or_default());
             let files = files.filter(|_| flags[1]);
+            let further: Option<Vec<_>> = further.map(|paths| paths.iter().enumerate().map(|(n, path)| {
+                pair(&format!("{path}{n}"), path)
+            }).collect());
+            let client_ca = files.clone().filter(|_| flags[3]);
             PolicyPatch {
                 hosts: Some(hosts),
                 path_prefixes: Some(prefixes),
@@ -593,6 +848,14 @@ mod tests {
                 max_response_body_bytes: Some(u64::from(number) * 3),
                 writer_affinity_timeout: Some(format!("{number}ms")),
                 read_target_websockets: Some(flags[0] && flags[5]),
+                tls_one_certificate: Some(flags[1] && flags[3]),
+                tls_staging: Some(flags[1] && flags[4]),
+                tls_certificates: further.filter(|_| flags[1]),
+                tls_client_ca_path: Some(client_ca.clone().unwrap_or_default()),
+                tls_client_auth: client_ca.map(|_| if flags[2] { "optional" } else { "required" }.to_owned()),
+                hsts: Some(if flags[1] && flags[5] { format!("{}d", number % 3650) } else { String::new() }),
+                hsts_subdomains: Some(flags[1] && flags[5] && flags[0]),
+                hsts_preload: Some(flags[1] && flags[5] && flags[0] && number % 3650 >= 365),
             }
         }
     }

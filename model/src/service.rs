@@ -4,11 +4,13 @@
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::canary::{Overrides, VisitorSource};
 use crate::forwarded::ClientIpHeader;
 use crate::halt::Halt;
+use crate::hsts::Hsts;
 use crate::name::{HostName, HostPattern, PathPrefix, ReleaseId, ServiceName, TargetAddress};
 use crate::provenance::Provenance;
 use crate::weight::Weight;
@@ -62,15 +64,79 @@ pub struct Recording {
 pub struct TlsPolicy {
     /// Plain HTTP is redirected to HTTPS.
     pub redirect: bool,
-    /// `None`: a self-signed placeholder.
-    pub files: Option<CertificateFiles>,
+    /// None: certificates come by themselves, from a certificate authority. Of several, a name is shown the one that
+    /// names it best (`model::own_certificates`).
+    pub files: Vec<CertificateFiles>,
+    /// Automatic certificates name all hosts of the service together, instead of one each.
+    pub one_certificate: bool,
+    /// Automatic certificates come from the authority's staging area, which browsers do not trust.
+    pub staging: bool,
+    /// Clients show certificates of their own.
+    pub client_auth: Option<ClientAuthPolicy>,
+    pub hsts: Option<Hsts>,
 }
+
+impl Default for TlsPolicy {
+    fn default() -> Self {
+        Self {
+            redirect: true,
+            files: Vec::new(),
+            one_certificate: false,
+            staging: false,
+            client_auth: None,
+            hsts: None,
+        }
+    }
+}
+
+/// Whose certificates clients show, and whether they have to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientAuthPolicy {
+    /// PEM file with the certificates of the authorities that clients have theirs from, read by the daemon.
+    pub ca: PathBuf,
+    pub mode: ClientAuthMode,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAuthMode {
+    /// Whoever shows none is refused.
+    Required,
+    /// The app is told who showed which, and decides.
+    Optional,
+}
+
+impl ClientAuthMode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Required => "required",
+            Self::Optional => "optional",
+        }
+    }
+}
+
+impl FromStr for ClientAuthMode {
+    type Err = InvalidClientAuthMode;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let known = [Self::Required, Self::Optional].into_iter().find(|mode| mode.as_str() == text);
+        known.ok_or_else(|| InvalidClientAuthMode(text.to_owned()))
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is neither `required` nor `optional`")]
+pub struct InvalidClientAuthMode(String);
 
 /// PEM files, read by the daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateFiles {
     pub certificate: PathBuf,
     pub private_key: PathBuf,
+}
+
+impl CertificateFiles {
+    /// Of one service: all are read again and again, to see whether they have changed.
+    pub const PAIRS_MAX: usize = 100;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::adapters::buffer_dir::{BufferDir, BufferDirError};
+use crate::certificate_asks::CertificateAsks;
 use crate::config::Config;
 use crate::control_plane::{ControlPlane, ControlPlaneConfig, ControlPlaneError};
 use crate::data_plane::admission::Admission;
@@ -21,6 +22,7 @@ use crate::metrics_server;
 use crate::snapshot::Published;
 use crate::telemetry::access_log;
 use crate::telemetry::metrics::Metrics;
+use crate::ticket_keys::TicketKeys;
 
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
@@ -85,6 +87,7 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
     let signals = Signals::new().map_err(AppError::Runtime)?;
     let shutdown = CancellationToken::new();
     let published = Published::default();
+    let ticket_keys = TicketKeys::default();
     let metrics = Metrics::new(config.workers);
 
     // The state comes first: no listener is open before the routes are there.
@@ -97,6 +100,8 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
             fleet_secret: config.fleet_secret.as_ref().map(|secret| FleetSecret::new(secret.as_bytes())),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             buffers: config.buffers.directory.clone(),
+            ticket_keys: ticket_keys.clone(),
+            store: config.store.clone(),
         },
         published.clone(),
         Arc::clone(&metrics),
@@ -106,6 +111,7 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
     let (log_writer, log) = access_log::open(&config.access_log, Arc::clone(&metrics))?;
     let open = Open::all(&config)?;
     let listeners = open.listeners(&config.control);
+    let (asks, asked) = CertificateAsks::new();
     let room = Room::new(config.buffers.clone(), Arc::clone(&metrics));
     prepare_buffers(&room, config.buffers.directory_is_named).await?;
     let setup = Setup {
@@ -117,6 +123,8 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
         log,
         shutdown: shutdown.clone(),
         https_port: open.https.as_ref().map(|(address, _)| address.port()),
+        asks,
+        ticket_keys,
     };
     let workers = start_workers(setup, open.http, open.https)?;
     announce(&listeners, &config);
@@ -125,7 +133,7 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
             // Whatever ends first, the shutdown or a part that could not go on, ends the others.
             let _stop_the_rest = shutdown.clone().drop_guard();
             tokio::select! {
-                served = control.serve(listeners, shutdown.clone()) => served.map_err(AppError::from),
+                served = control.serve(listeners, asked, shutdown.clone()) => served.map_err(AppError::from),
                 () = metrics_server::serve(open.metrics, metrics, published) => Ok(()),
             }
         };

@@ -2,10 +2,12 @@
 //!
 //! Services are not here: they are runtime objects, made by `agentctl` and kept in the state file.
 
+mod acme;
 mod buffers;
 mod limits;
 mod networks;
 mod sizing;
+mod store;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,11 +18,15 @@ use model::forwarded::{ClientIpHeader, InvalidClientIpHeader};
 use model::networks::Networks;
 use serde::Deserialize;
 
+pub use self::acme::{Acme, Authority, ChallengeKind, ExternalAccount};
+use self::acme::{RawAcme, Surroundings};
 pub use self::buffers::BufferLimits;
 use self::buffers::RawBuffers;
 pub use self::limits::Limits;
 use self::limits::RawLimits;
 use self::sizing::Machine;
+use self::store::RawStore;
+pub use self::store::{KeySource, SharedStore, StoreConfig};
 use crate::telemetry::access_log::Destination;
 
 /// Flags of `portcullis run`. What is left out comes from the file, then from the defaults.
@@ -71,6 +77,9 @@ pub struct Flags {
     /// How long to go on serving after SIGTERM while the health path answers 503 already [default: 0s]
     #[arg(long, value_name = "DURATION", env = "PORTCULLIS_SHUTDOWN_DELAY", value_parser = model::duration::parse)]
     pub shutdown_delay: Option<Duration>,
+    /// ACME directory that automatic certificates come from; `off` for none [default: Let's Encrypt]
+    #[arg(long, value_name = "URL", env = "PORTCULLIS_ACME_DIRECTORY")]
+    pub acme_directory: Option<String>,
 }
 
 /// An address to listen on, or none.
@@ -120,6 +129,8 @@ struct RawConfig {
     client_ip_header: Option<String>,
     proxy_protocol: RawProxyProtocol,
     buffers: RawBuffers,
+    acme: RawAcme,
+    store: RawStore,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -170,6 +181,10 @@ pub struct Config {
     pub client_ip_header: Option<ClientIpHeader>,
     pub proxy_protocol: ProxyProtocol,
     pub buffers: BufferLimits,
+    /// `None`: no certificate comes by itself; placeholders stay.
+    pub acme: Option<Acme>,
+    /// Where certificates are kept, and what seals them.
+    pub store: StoreConfig,
 }
 
 /// Which fields trusted proxies write. They pass the others on as their clients sent them, so one kind is read, and it
@@ -254,6 +269,8 @@ fn resolve(flags: Flags, raw: RawConfig) -> Result<Config, ConfigError> {
         (flag, _) => flag,
     };
     let client_ip_header = raw.client_ip_header.filter(|name| !name.is_empty()).map(|name| name.parse());
+    let around =
+        Surroundings { directory: flags.acme_directory, http: http.is_some(), https: https.is_some() };
     let machine = Machine::this_one();
     let state_dir = flags.state_dir.or(raw.state_dir).unwrap_or_else(|| "/var/lib/portcullis".into());
     Ok(Config {
@@ -262,6 +279,7 @@ fn resolve(flags: Flags, raw: RawConfig) -> Result<Config, ConfigError> {
         metrics: listen("metrics", flags.metrics, raw.metrics.as_ref(), Listen::Off)?,
         control: flags.control.or(raw.control).unwrap_or_else(|| "/run/portcullis/control.sock".into()),
         buffers: buffers::resolve(raw.buffers, &state_dir, &machine)?,
+        store: store::resolve(raw.store, &state_dir, store::credentials())?,
         state_dir,
         workers,
         access_log: match flags.access_log.or(raw.access_log).as_deref() {
@@ -306,6 +324,7 @@ fn resolve(flags: Flags, raw: RawConfig) -> Result<Config, ConfigError> {
             http: networks::resolve("proxy_protocol.http", &raw.proxy_protocol.http)?,
             https: networks::resolve("proxy_protocol.https", &raw.proxy_protocol.https)?,
         },
+        acme: acme::resolve(raw.acme, around)?,
     })
 }
 
@@ -406,6 +425,10 @@ mod tests {
             ("[proxy_protocol]\nmetrics = []", "unknown field `metrics`, expected `http` or `https`"),
             ("[buffers]\nmemory_bytes = 1000", "at least 1048576"),
             ("[buffers]\ndirectory = \"spool\"", "`spool` is not an absolute path"),
+            ("[store]\ndirectory = \"/a\"", "unknown field `directory`, expected one of `dir`"),
+            ("[store]\ndir = \"share\"", "`share` is not an absolute path"),
+            ("[store]\ndir = \"/share\"", "`key_file` in [store]"),
+            ("[store]\npoll = \"0s\"", "longer than 0s"),
             ("[buffers]\ndisk = 1", "unknown field `disk`, expected one of `directory`"),
         ] {
             let error = config(text).unwrap_err();

@@ -13,6 +13,7 @@ pub mod bake;
 pub mod canary;
 pub mod certificates;
 pub mod changes;
+pub mod client_auth;
 pub mod context;
 pub mod declarations;
 pub mod deploy;
@@ -23,6 +24,7 @@ pub mod gate;
 pub mod handlers;
 pub mod monitor;
 pub mod operations;
+pub mod own_certificates;
 pub mod pages;
 pub mod pause;
 pub mod progress;
@@ -37,6 +39,7 @@ pub mod snapshots;
 pub mod socket;
 pub mod status;
 pub mod switch;
+pub mod tickets;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -58,9 +61,13 @@ use crate::adapters::buffer_dir::BufferDir;
 use crate::adapters::fleet_key::{self, FleetKeyError};
 use crate::adapters::state_dir::{StateDir, StateDirError};
 use crate::adapters::state_file::{StateFile, StateFileError};
-use crate::config::Groups;
+use crate::adapters::store::seal::StoreKeyError;
+use crate::adapters::vaults::Vaults;
+use crate::certificate_asks::Asked;
+use crate::config::{Groups, StoreConfig};
 use crate::snapshot::Published;
 use crate::telemetry::metrics::Metrics;
+use crate::ticket_keys::TicketKeys;
 
 pub use self::socket::SocketError;
 
@@ -75,6 +82,9 @@ pub struct ControlPlaneConfig {
     pub version: String,
     /// Where buffered bodies go that do not fit into memory.
     pub buffers: PathBuf,
+    /// Filled before the data plane listens, and turned from then on.
+    pub ticket_keys: TicketKeys,
+    pub store: StoreConfig,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +95,8 @@ pub enum ControlPlaneError {
     StateFile(#[from] StateFileError),
     #[error(transparent)]
     FleetKey(#[from] FleetKeyError),
+    #[error(transparent)]
+    StoreKey(#[from] StoreKeyError),
     #[error(transparent)]
     Socket(#[from] SocketError),
     #[error("a part of the control plane broke while it started")]
@@ -102,6 +114,7 @@ pub struct ControlPlane {
     unlocated: Vec<restore::Unlocated>,
     started_ms: u64,
     own: server::Own,
+    vaults: Vaults,
     /// Locks the state directory for as long as this lives.
     _dir: StateDir,
 }
@@ -115,15 +128,18 @@ impl ControlPlane {
     ) -> Result<Self, ControlPlaneError> {
         let started_ms = now_ms();
         let (path, secret) = (config.state_dir.clone(), config.fleet_secret.clone());
-        let (dir, file, loaded, secret) = tokio::task::spawn_blocking(move || {
+        let store = config.store.clone();
+        let (dir, file, loaded, secret, vaults) = tokio::task::spawn_blocking(move || {
             let dir = StateDir::open(&path)?;
             let file = StateFile::in_dir(dir.path());
             let loaded = file.load()?;
             let secret = secret.map_or_else(|| fleet_key::load_or_create(&dir), Ok)?;
-            Ok::<_, ControlPlaneError>((dir, file, loaded, secret))
+            let vaults = Vaults::open(&store, dir.path())?;
+            Ok::<_, ControlPlaneError>((dir, file, loaded, secret, vaults))
         })
         .await??;
         restore::report(&loaded);
+        tickets::restore(&vaults, &config.ticket_keys).await;
         let workers = config.workers;
         let factory = || Factory::new(Arc::clone(&metrics), workers);
         let (view, unlocated) = restore::view(loaded.state, &factory(), dir.path()).await;
@@ -147,6 +163,7 @@ impl ControlPlane {
             unlocated,
             started_ms,
             own: server::Own::this_process(),
+            vaults,
             _dir: dir,
         })
     }
@@ -155,10 +172,22 @@ impl ControlPlane {
     pub async fn serve(
         self,
         listeners: Listeners,
+        asked: Asked,
         shutdown: CancellationToken,
     ) -> Result<(), ControlPlaneError> {
-        let Self { config, registry, keeper, factory, audit, operations, unlocated, started_ms, own, _dir } =
-            self;
+        let Self {
+            config,
+            registry,
+            keeper,
+            factory,
+            audit,
+            operations,
+            unlocated,
+            started_ms,
+            own,
+            vaults,
+            _dir,
+        } = self;
         // Whoever may do more is in this group too: a socket has only one.
         let read = config.groups.read.clone();
         let group = tokio::task::spawn_blocking(move || Accounts::read().ok()?.group_id(&read)).await?;
@@ -181,6 +210,7 @@ impl ControlPlane {
             buffers: BufferDir::at(&config.buffers),
         });
         tasks.spawn(restore::locate(unlocated, registry, shutdown.clone()));
+        tasks.spawn(tickets::keep(vaults, config.ticket_keys.clone(), shutdown.clone()));
         let api = Arc::new(Api {
             context,
             groups: config.groups,
@@ -188,6 +218,8 @@ impl ControlPlane {
             started_ms,
             workers: config.workers,
         });
+        // Nobody answers yet: handshakes that ask get no certificate.
+        drop(asked);
         let serving = async {
             server::serve(bound, api, own, shutdown).await;
             // No new operation can begin; those under way end by themselves. With the last of them the

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
-use http::header::HeaderName;
+use http::header::{HeaderName, HeaderValue};
 use model::canary::{Assignment, Cohort};
 use model::page::Pages;
 use model::readers::Role;
@@ -16,9 +16,11 @@ use model::route::{HostMap, RouteTable};
 use model::service::Policy;
 use rustls::sign::CertifiedKey;
 
+use crate::client_auth::{ClientAuth, HostAuth};
+use crate::clock;
 use crate::halt::Halt;
 use crate::release::{Queue, Release, Target};
-use crate::telemetry::metrics::{Gauges, Halted, Labels};
+use crate::telemetry::metrics::{CertificateLabels, Gauges, Halted, Labels};
 
 #[derive(Default)]
 pub struct Snapshot {
@@ -29,6 +31,34 @@ pub struct Snapshot {
     pub services: HashMap<Arc<str>, Arc<Service>>,
     /// By server name; every name of every service with TLS has one.
     pub certificates: HostMap<Option<Arc<CertifiedKey>>>,
+    /// Names whose certificate is asked for at their first handshake; they have none in `certificates` until then.
+    pub on_demand: HostMap<bool>,
+    /// How authorities are answered over HTTP.
+    pub challenges: Challenges,
+    /// When the certificates end; for the metrics.
+    pub certificate_ends: Vec<CertificateEnd>,
+    /// For clients that cannot have what is in `certificates`. Which certificate a name has is decided there; this one only
+    /// stands in for it.
+    pub rsa_certificates: HostMap<Option<Arc<CertifiedKey>>>,
+    /// By server name: what handshakes ask their clients for.
+    pub client_auth: HostMap<Option<Arc<HostAuth>>>,
+}
+
+/// When a certificate is not valid any more.
+pub struct CertificateEnd {
+    pub labels: CertificateLabels,
+    /// Unix time in ms.
+    pub not_after_ms: u64,
+}
+
+/// The answer to HTTP-01 challenges: the token and the thumbprint of our account (RFC 8555 §8.3). So any VM of a fleet
+/// answers, whichever of them asked for the certificate.
+#[derive(Default)]
+pub struct Challenges {
+    /// `None`: there is no account yet, or none is wanted.
+    pub thumbprint: Option<Arc<str>>,
+    /// Whether a host has automatic certificates; all others answer for themselves.
+    pub hosts: HostMap<bool>,
 }
 
 /// A service as a request sees it.
@@ -45,6 +75,10 @@ pub struct Service {
     pub log_fields: LogFields,
     /// Paused or stopped.
     pub halt: Option<Arc<Halt>>,
+    /// Whose certificates its clients show.
+    pub client_auth: Option<Arc<ClientAuth>>,
+    /// `Strict-Transport-Security`.
+    pub hsts: Option<HeaderValue>,
 }
 
 /// Header fields that the access log shows on request, each with its name there.
@@ -126,7 +160,13 @@ impl Snapshot {
                 waiting: halt.waiting() as u64,
             })
         });
-        Gauges { in_flight, waiting, halted: halted.collect() }
+        let now_ms = u64::try_from(clock::unix_time().as_millis()).unwrap_or(u64::MAX);
+        let left = |end: &CertificateEnd| {
+            let left_ms = i128::from(end.not_after_ms) - i128::from(now_ms);
+            (end.labels.clone(), i64::try_from(left_ms / 1000).unwrap_or(i64::MAX))
+        };
+        let certificates = self.certificate_ends.iter().map(left).collect();
+        Gauges { in_flight, waiting, halted: halted.collect(), certificates }
     }
 }
 

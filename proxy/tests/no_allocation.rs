@@ -99,6 +99,7 @@ fn writing_the_head_for_the_target() {
                 body: BodyFraming::AsSent,
                 websocket: false,
                 client_ip_header: None,
+                client: &[],
             };
             head.write(&mut out);
         };

@@ -3,7 +3,7 @@
 use clap::CommandFactory;
 use model::duration;
 use model::policy_patch;
-use model::protocol::PolicyPatch;
+use model::protocol::{CertificatePair, PolicyPatch};
 use model::service::Policy;
 
 use super::*;
@@ -53,6 +53,7 @@ fn help_of_other_verbs() {
     insta::assert_snapshot!("help_pause", help(&["pause"]));
     insta::assert_snapshot!("help_stop", help(&["stop"]));
     insta::assert_snapshot!("help_apply", help(&["apply"]));
+    insta::assert_snapshot!("help_certs", help(&["certs"]));
 }
 
 #[test]
@@ -67,10 +68,11 @@ fn every_verb_has_examples() {
         }
     }
     let command = command();
-    for verb in command.get_subcommands().filter(|verb| verb.get_name() != "canary") {
+    for verb in command.get_subcommands().filter(|verb| !matches!(verb.get_name(), "canary" | "certs")) {
         assert!(verb.get_after_help().is_some(), "{}", verb.get_name());
     }
     check(command.find_subcommand("canary").unwrap(), "agentctl canary");
+    check(command.find_subcommand("certs").unwrap(), "agentctl certs");
 }
 
 #[test]
@@ -234,6 +236,25 @@ fn flags_become_settings_and_no_flag_becomes_none() {
                 tls_private_key_path: text("/k.pem"),
                 ..none()
             },
+        ),
+        (
+            "--tls-certificate-path=/c.pem --tls-private-key-path=/k.pem --tls-certificate-path=/d.pem \
+             --tls-private-key-path=/l.pem",
+            PolicyPatch {
+                tls_certificates: Some(
+                    [("/c.pem", "/k.pem"), ("/d.pem", "/l.pem")]
+                        .map(|(certificate, key)| CertificatePair {
+                            certificate: certificate.into(),
+                            private_key: key.into(),
+                        })
+                        .to_vec(),
+                ),
+                ..none()
+            },
+        ),
+        (
+            "--tls-certificate-path= --tls-private-key-path=",
+            PolicyPatch { tls_certificate_path: text(""), tls_private_key_path: text(""), ..none() },
         ),
         (
             "--health-check-path /up?x --health-check-port 0 --health-check-host=",

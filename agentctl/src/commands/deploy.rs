@@ -1,10 +1,10 @@
 //! `agentctl deploy`: from flags to a `DeployRequest`.
 
 use model::name::ServiceName;
-use model::protocol::{DeployRequest, PolicyPatch};
+use model::protocol::{CertificatePair, DeployRequest, PolicyPatch};
 
 use super::{Context, operation, service_path, texts};
-use crate::cli::DeployArgs;
+use crate::cli::{DeployArgs, TlsArgs};
 use crate::client::Call;
 use crate::failure::Failure;
 use crate::values::Clearable;
@@ -23,6 +23,7 @@ pub(crate) fn request(arguments: &DeployArgs) -> DeployRequest {
         policy: policy(arguments),
         read_targets: texts(&arguments.release.read_targets),
         force: arguments.force,
+        wait_tls: text(arguments.wait_tls.as_ref()),
     }
 }
 
@@ -30,6 +31,10 @@ pub(crate) fn request(arguments: &DeployArgs) -> DeployRequest {
 fn policy(arguments: &DeployArgs) -> PolicyPatch {
     let DeployArgs { routing, tls, gate, timeouts, concurrency, visitors, .. } = arguments;
     let DeployArgs { pages, recording, client, buffering, readers, .. } = arguments;
+    let (single, several) = match pairs(tls) {
+        pairs if pairs.len() > 1 => (None, Some(pairs)),
+        mut pairs => (pairs.pop(), None),
+    };
     PolicyPatch {
         hosts: routing.hosts.as_deref().map(given),
         path_prefixes: routing.path_prefixes.as_deref().map(texts),
@@ -37,8 +42,8 @@ fn policy(arguments: &DeployArgs) -> PolicyPatch {
         canonical_host: text(routing.canonical_host.as_ref()),
         tls: tls.tls,
         tls_redirect: tls.tls_redirect,
-        tls_certificate_path: tls.tls_certificate_path.clone(),
-        tls_private_key_path: tls.tls_private_key_path.clone(),
+        tls_certificate_path: single.as_ref().map(|pair| pair.certificate.clone()),
+        tls_private_key_path: single.map(|pair| pair.private_key),
         health_check_path: text(gate.health_check_path.as_ref()),
         health_check_port: gate.health_check_port,
         health_check_host: text(gate.health_check_host.as_ref()),
@@ -72,7 +77,24 @@ fn policy(arguments: &DeployArgs) -> PolicyPatch {
         max_response_body_bytes: buffering.max_response_body,
         writer_affinity_timeout: text(readers.writer_affinity_timeout.as_ref()),
         read_target_websockets: readers.read_target_websockets,
+        tls_one_certificate: tls.tls_one_certificate,
+        tls_staging: tls.tls_staging,
+        tls_certificates: several,
+        tls_client_ca_path: tls.tls_client_ca_path.clone(),
+        tls_client_auth: tls.tls_client_auth.clone(),
+        hsts: tls.hsts.clone(),
+        hsts_subdomains: tls.hsts_subdomains,
+        hsts_preload: tls.hsts_preload,
     }
+}
+
+/// In the order given. One that has no partner is left to the agent, which says what is missing.
+fn pairs(tls: &TlsArgs) -> Vec<CertificatePair> {
+    let (certificates, keys) = (&tls.tls_certificate_path, &tls.tls_private_key_path);
+    let path = |paths: &[String], index: usize| paths.get(index).cloned().unwrap_or_default();
+    let pair =
+        |index| CertificatePair { certificate: path(certificates, index), private_key: path(keys, index) };
+    (0..certificates.len().max(keys.len())).map(pair).collect()
 }
 
 fn text<T: ToString>(value: Option<&T>) -> Option<String> {

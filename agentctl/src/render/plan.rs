@@ -55,6 +55,10 @@ fn hand(mark: &MarkBody, one: &DifferenceBody) -> String {
 
 /// The flag of `deploy` that sets it: lists are given one by one, and the flag's placeholder names the unit.
 pub(crate) fn flag(setting: &str, is_list: bool) -> String {
+    // Pairs, which flags name one file at a time.
+    if setting == "tls_certificates" {
+        return "tls-certificate-path".to_owned();
+    }
     let name = setting.strip_suffix("_bytes").unwrap_or(setting);
     let plural = if name.ends_with("xes") { "es" } else { "s" };
     let name = if is_list { name.strip_suffix(plural).unwrap_or(name) } else { name };

@@ -27,9 +27,8 @@ pub(super) fn start(ground: &Ground, world: &mut World, dir: &Path) -> Outcome<P
   nbthread 1
   maxconn 8000
   log ring@access local0
-  tune.ssl.lifetime 0
   tune.ssl.cachesize 0
-  ssl-default-bind-options ssl-min-ver TLSv1.2 no-tls-tickets
+  ssl-default-bind-options ssl-min-ver TLSv1.2
 ring access
   format rfc3164
   maxlen 2000

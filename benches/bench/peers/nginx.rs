@@ -56,7 +56,7 @@ http {{
   server {{
     listen {plain}; listen {tls} ssl http2; server_name app.test;
     ssl_certificate {chain}; ssl_certificate_key {key};
-    ssl_protocols TLSv1.2 TLSv1.3; ssl_session_cache off; ssl_session_tickets off;
+    ssl_protocols TLSv1.2 TLSv1.3; ssl_session_cache off; ssl_session_tickets on;
     location / {{
       proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Host $host; proxy_set_header Connection \"\";
       proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; proxy_set_header X-Forwarded-Proto $scheme;

@@ -2,22 +2,41 @@
 //!
 //! Which service gets which is decided by the control plane.
 
+pub mod chain;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use model::name::HostPattern;
-use model::service::CertificateFiles;
-use rustls::RootCertStore;
-use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use model::own_certificates::{Facts, KeyKind};
+use model::service::{CertificateFiles, ClientAuthPolicy};
 use rustls::crypto::aws_lc_rs;
-use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
+use rustls::{InconsistentKeys, SignatureAlgorithm};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+
+use self::chain::{Chain, X509Error};
+use crate::client_auth::ClientAuth;
+
+/// No public authority has signed shorter ones since 2014.
+const RSA_BITS_MIN: usize = 2048;
 
 /// Far above any real chain; a path such as `/dev/zero` must not fill the memory.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// A certificate and its key, ready to be shown, and what was found in its files.
+#[derive(Debug)]
+pub struct Pair {
+    pub files: CertificateFiles,
+    pub certified: Arc<CertifiedKey>,
+    pub facts: Facts,
+    /// Of the files.
+    pub content: u64,
+    /// What a client may stumble over, for people.
+    pub remarks: Vec<String>,
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
@@ -35,56 +54,107 @@ pub enum CertificateError {
         "the private key in {path} is encrypted, and nobody is there to type its password; decrypt it with `openssl pkey`"
     )]
     EncryptedKey { path: PathBuf },
-    #[error("the private key in {key} does not belong to the first certificate in {certificate}")]
+    #[error("the private key in {key} does not belong to the certificate in {certificate}")]
     Mismatch { certificate: PathBuf, key: PathBuf },
+    #[error("{path} holds a certificate that is none of an authority")]
+    Authority { path: PathBuf, source: rustls::Error },
     #[error("the certificate in {certificate} with the key in {key} cannot be used")]
     Unusable { certificate: PathBuf, key: PathBuf, source: rustls::Error },
+    #[error("{path} holds something else than an X.509 certificate in a `BEGIN CERTIFICATE` block")]
+    NotX509 { path: PathBuf, source: X509Error },
+    #[error(
+        "the key of the certificate in {path} has {bits} bits: RSA needs 2048 at least, and clients insist on them"
+    )]
+    WeakKey { path: PathBuf, bits: usize },
 }
 
-/// Reads and checks both files. Blocks.
-pub fn load(files: &CertificateFiles) -> Result<Arc<CertifiedKey>, CertificateError> {
-    let (certificate, key) = (files.certificate.clone(), files.private_key.clone());
-    let chain = parse_chain(&certificate, &read(&certificate)?)?;
-    let private_key = parse_key(&key, &read(&key)?)?;
-    match CertifiedKey::from_der(chain, private_key, &aws_lc_rs::default_provider()) {
-        Ok(certified) => Ok(Arc::new(certified)),
-        Err(rustls::Error::InconsistentKeys(_)) => Err(CertificateError::Mismatch { certificate, key }),
-        Err(source) => Err(CertificateError::Unusable { certificate, key, source }),
+/// Both files of a pair as they are on disk.
+pub struct PairFiles {
+    files: CertificateFiles,
+    certificate: Result<Vec<u8>, CertificateError>,
+    key: Result<Vec<u8>, CertificateError>,
+}
+
+impl PairFiles {
+    /// Blocks.
+    pub fn read(files: &CertificateFiles) -> Self {
+        let (certificate, key) = (read(&files.certificate), read(&files.private_key));
+        Self { files: files.clone(), certificate, key }
+    }
+
+    /// Tells contents apart; files that cannot be read differ from all that can.
+    pub fn content(&self) -> u64 {
+        let mut hasher = blake3::Hasher::new();
+        for file in [&self.certificate, &self.key] {
+            match file {
+                Ok(bytes) => hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes),
+                Err(error) => hasher.update(&[0xff; 8]).update(error.to_string().as_bytes()),
+            };
+        }
+        let [a, b, c, d, e, f, g, h, ..] = *hasher.finalize().as_bytes();
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
+
+    /// Whether they can be shown; not whether they should be: dates and names are looked at by the caller.
+    pub fn parse(self) -> Result<Pair, CertificateError> {
+        let content = self.content();
+        let Self { files, certificate, key } = self;
+        let chain = parse_chain(&files.certificate, &certificate?)?;
+        let private_key = parse_key(&files.private_key, &key?)?;
+        check_strength(&files.certificate, &chain)?;
+        let unusable = |source| CertificateError::Unusable {
+            certificate: files.certificate.clone(),
+            key: files.private_key.clone(),
+            source,
+        };
+        let key =
+            aws_lc_rs::default_provider().key_provider.load_private_key(private_key).map_err(unusable)?;
+        let is_its_own = |der: &CertificateDer<'static>| {
+            let matched = CertifiedKey::new(vec![der.clone()], Arc::clone(&key)).keys_match();
+            matches!(matched, Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)))
+        };
+        let Some(own) = chain.iter().position(is_its_own) else {
+            let CertificateFiles { certificate, private_key: key } = files;
+            return Err(CertificateError::Mismatch { certificate, key });
+        };
+        let Chain { ders, remarks } = chain::in_order(chain, own)
+            .map_err(|source| CertificateError::NotX509 { path: files.certificate.clone(), source })?;
+        let key_kind = match key.algorithm() {
+            SignatureAlgorithm::RSA => KeyKind::Rsa,
+            SignatureAlgorithm::ED25519 => KeyKind::Ed25519,
+            _ => KeyKind::Ecdsa,
+        };
+        let facts = chain::facts(&ders, key_kind)
+            .map_err(|source| CertificateError::NotX509 { path: files.certificate.clone(), source })?;
+        let certified = Arc::new(CertifiedKey::new(ders, key));
+        Ok(Pair { files, certified, facts, content, remarks })
     }
 }
 
-/// The hosts that the certificate does not name, so that browsers will warn.
-pub fn uncovered<'h>(certified: &CertifiedKey, hosts: &'h [HostPattern]) -> Vec<&'h HostPattern> {
-    let Ok(parsed) = certified.end_entity_cert().and_then(ParsedCertificate::try_from) else {
-        return hosts.iter().collect();
-    };
-    let covered = |host: &HostPattern| {
-        let name = host.sample().as_str().trim_matches(['[', ']']).to_owned();
-        ServerName::try_from(name).is_ok_and(|name| verify_server_name(&parsed, &name).is_ok())
-    };
-    hosts.iter().filter(|host| !covered(host)).collect()
+/// Reads and checks both files. Blocks.
+pub fn load(files: &CertificateFiles) -> Result<Pair, CertificateError> {
+    PairFiles::read(files).parse()
 }
 
-/// The day after which the certificate is not valid any more, if that is over.
-pub fn expired_on(certified: &CertifiedKey) -> Option<String> {
-    let parsed = certified.end_entity_cert().and_then(ParsedCertificate::try_from).ok()?;
-    // Who signed it is the clients' affair. Its dates are looked at before that.
-    let checked = verify_server_cert_signed_by_trust_anchor(
-        &parsed,
-        &RootCertStore::empty(),
-        &[],
-        UnixTime::now(),
-        aws_lc_rs::default_provider().signature_verification_algorithms.all,
-    );
-    let Err(rustls::Error::InvalidCertificate(rustls::CertificateError::ExpiredContext {
-        not_after, ..
-    })) = checked
-    else {
-        return None;
-    };
-    let seconds = i64::try_from(not_after.as_secs()).ok()?;
-    let time = jiff::Timestamp::from_second(seconds).ok()?;
-    Some(time.strftime("%Y-%m-%d").to_string())
+/// Reads the certificates of authorities that clients have theirs from. Blocks.
+pub fn load_client_auth(policy: &ClientAuthPolicy) -> Result<ClientAuth, CertificateError> {
+    let path = &policy.ca;
+    let authorities = parse_chain(path, &read(path)?)?;
+    let auth = ClientAuth::new(policy.mode, authorities);
+    auth.map_err(|source| CertificateError::Authority { path: path.clone(), source })
+}
+
+/// aws-lc would refuse the key as well, but cannot say why.
+fn check_strength(path: &Path, chain: &[CertificateDer<'static>]) -> Result<(), CertificateError> {
+    let path = || path.to_owned();
+    for der in chain {
+        let bits =
+            chain::rsa_bits(der).map_err(|source| CertificateError::NotX509 { path: path(), source })?;
+        if let Some(bits) = bits.filter(|bits| *bits < RSA_BITS_MIN) {
+            return Err(CertificateError::WeakKey { path: path(), bits });
+        }
+    }
+    Ok(())
 }
 
 /// Lets HTTPS open at once, with a warning in every browser.
@@ -162,26 +232,12 @@ mod tests {
     }
 
     #[test]
-    fn an_old_certificate_is_noticed() {
-        let key = rcgen::KeyPair::generate().unwrap();
-        for (until, want) in [(2024, Some("2024-07-01")), (2999, None)] {
-            let mut params = rcgen::CertificateParams::new(vec!["shop.test".to_owned()]).unwrap();
-            params.not_before = rcgen::date_time_ymd(2020, 1, 1);
-            params.not_after = rcgen::date_time_ymd(until, 7, 1);
-            let der = params.self_signed(&key).unwrap().der().clone();
-            let private_key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-            let provider = aws_lc_rs::default_provider();
-            let certified = CertifiedKey::from_der(vec![der], private_key, &provider).unwrap();
-            assert_eq!(expired_on(&certified).as_deref(), want);
-        }
-    }
-
-    #[test]
     fn files_that_do_not_fit_are_refused_with_the_reason() {
         let dir = tempfile::tempdir().unwrap();
         let (certificate, key) = pair(&["shop.test"]);
         let (_, other_key) = pair(&["shop.test"]);
         let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+        let no_x509 = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         let cut = &certificate[..certificate.len() / 2];
         for (label, certificate, key, want) in [
             ("good", certificate.as_str(), key.as_str(), ""),
@@ -192,6 +248,7 @@ mod tests {
             ("no key", &certificate, &certificate, "holds no private key"),
             ("empty", "", &key, "holds no certificate"),
             ("cut", cut, &key, "not well-formed PEM"),
+            ("no X.509", no_x509, &key, "something else than an X.509 certificate"),
         ] {
             let files = CertificateFiles {
                 certificate: write(dir.path(), "c.pem", certificate),
@@ -212,15 +269,16 @@ mod tests {
     }
 
     #[test]
-    fn hosts_that_a_certificate_does_not_name_are_found() {
-        let hosts =
-            |names: &[&str]| -> Vec<HostPattern> { names.iter().map(|n| n.parse().unwrap()).collect() };
-        let made = self_signed(&hosts(&["shop.test", "*.shop.test", "[::1]", "127.0.0.1"])).unwrap();
-        assert!(uncovered(&made, &hosts(&["shop.test", "www.shop.test", "*.shop.test", "[::1]"])).is_empty());
-        let other = hosts(&["shop.test", "a.b.shop.test", "other.test"]);
-        let found: Vec<String> = uncovered(&made, &other).iter().map(ToString::to_string).collect();
-        assert_eq!(found, ["a.b.shop.test", "other.test"]);
-        assert!(self_signed(&[]).is_ok(), "a service for any host");
-        assert!(self_signed(&hosts(&[&format!("{}.test", "a".repeat(63))])).is_ok(), "a long name");
+    fn placeholders_name_their_hosts() {
+        for hosts in [
+            &["shop.test", "*.shop.test", "[::1]", "127.0.0.1"][..],
+            &[&format!("{}.test", "a".repeat(63))],
+            &[],
+        ] {
+            let hosts: Vec<HostPattern> = hosts.iter().map(|host| host.parse().unwrap()).collect();
+            let made = self_signed(&hosts).unwrap();
+            let facts = chain::facts(&made.cert, KeyKind::Ecdsa).unwrap();
+            assert!(hosts.iter().all(|host| facts.names.contains(host)), "{hosts:?}, {facts:?}");
+        }
     }
 }

@@ -11,6 +11,7 @@ use model::name::{ServiceName, TargetAddress};
 use model::service::{Release as Record, Service};
 
 use super::certificates::ServiceCertificate;
+use super::client_auth::ServiceClientAuth;
 use super::pages::ServicePages;
 use crate::halt::Halt;
 use crate::release::{Admission, Endpoint, InFlightCount, Queue, Release, Target};
@@ -35,6 +36,7 @@ pub struct Live {
     pub pages: Option<ServicePages>,
     /// Paused or stopped.
     pub halt: Option<Arc<Halt>>,
+    pub client_auth: Option<ServiceClientAuth>,
 }
 
 impl Live {
@@ -142,7 +144,7 @@ impl Factory {
             serving(&canary.release, Cohort::Canary, before.and_then(|live| live.canary.as_ref()))
         });
         let held = service.held.as_ref().and_then(|record| find(record).cloned());
-        Some(Live { stable, canary, held, certificate: None, pages: None, halt: None })
+        Some(Live { stable, canary, held, certificate: None, pages: None, halt: None, client_auth: None })
     }
 
     /// A gated activation as it is; any other one anew, because it is closed or counts as another cohort.

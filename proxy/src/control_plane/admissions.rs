@@ -116,6 +116,8 @@ mod tests {
             pages: None,
             log_fields: crate::snapshot::LogFields::default(),
             halt: None,
+            client_auth: None,
+            hsts: None,
         };
         let services = [(Arc::clone(&service.name), Arc::new(service))].into();
         Snapshot { services, ..Snapshot::default() }

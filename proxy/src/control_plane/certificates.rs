@@ -1,70 +1,86 @@
 //! Which certificate each service has: its files', or a placeholder that is made once for its hosts.
 
+pub mod managed;
+
 use std::sync::Arc;
 
 use model::name::HostPattern;
 use model::protocol::{Problem, ProblemCode};
-use model::service::{CertificateFiles, Policy, Service};
+use model::service::{Policy, Service};
 use rustls::sign::CertifiedKey;
 
+use super::own_certificates::OwnCertificates;
 use crate::adapters::certificate;
 
 #[derive(Debug, Clone)]
 pub struct ServiceCertificate {
+    /// Of several, the first.
     pub certified: Arc<CertifiedKey>,
     source: Source,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 enum Source {
-    Files(CertificateFiles),
-    Placeholder(Vec<HostPattern>),
+    Files(Arc<OwnCertificates>),
+    /// For these hosts.
+    Placeholder(Vec<HostPattern>, Option<Arc<OwnCertificates>>),
 }
 
 impl ServiceCertificate {
-    pub fn is_placeholder(&self) -> bool {
-        matches!(self.source, Source::Placeholder(_))
+    /// `None` where none is in use.
+    pub fn from_files(own: OwnCertificates) -> Option<Self> {
+        let certified = Arc::clone(&own.pairs().next()?.certified);
+        Some(Self { certified, source: Source::Files(Arc::new(own)) })
     }
 
-    fn fits(&self, policy: &Policy) -> bool {
-        match (policy.tls.as_ref(), &self.source) {
-            (None, _) => false,
-            (Some(tls), Source::Files(files)) => tls.files.as_ref() == Some(files),
-            (Some(tls), Source::Placeholder(hosts)) => tls.files.is_none() && *hosts == policy.hosts,
+    pub fn is_placeholder(&self) -> bool {
+        matches!(self.source, Source::Placeholder(..))
+    }
+
+    /// Those of the operator, also where none of them can be used.
+    pub fn own(&self) -> Option<&Arc<OwnCertificates>> {
+        match &self.source {
+            Source::Files(own) => Some(own),
+            Source::Placeholder(_, own) => own.as_ref(),
+        }
+    }
+
+    pub fn fits(&self, policy: &Policy) -> bool {
+        let Some(tls) = &policy.tls else { return false };
+        match &self.source {
+            Source::Files(own) => own.fits(policy),
+            Source::Placeholder(hosts, None) => tls.files.is_empty() && *hosts == policy.hosts,
+            // Every change is a reason to try again.
+            Source::Placeholder(_, Some(_)) => false,
         }
     }
 }
 
 /// Reads the files of a policy that is not accepted yet. `None` where it names none.
 pub async fn load(policy: &Policy) -> Result<Option<ServiceCertificate>, Problem> {
-    let Some(files) = policy.tls.as_ref().and_then(|tls| tls.files.clone()) else { return Ok(None) };
-    let source = Source::Files(files.clone());
-    match tokio::task::spawn_blocking(move || certificate::load(&files)).await {
-        Ok(Ok(certified)) => Ok(Some(ServiceCertificate { certified, source })),
-        Ok(Err(error)) => Err(Problem::from_error(ProblemCode::Certificate, &error)
-            .hint("traffic is unchanged; correct the files or their permissions and try again")),
+    let policy = policy.clone();
+    match tokio::task::spawn_blocking(move || OwnCertificates::load(&policy)).await {
+        Ok(loaded) => Ok(loaded?.and_then(ServiceCertificate::from_files)),
         Err(error) => Err(Problem::from_error(ProblemCode::Internal, &error)),
     }
 }
 
 /// What the last line of a deploy says of HTTPS: which certificate `shown` is, and what browsers will say.
 pub fn remark(shown: Option<&ServiceCertificate>, policy: &Policy) -> String {
-    let Some(tls) = &policy.tls else { return String::new() };
-    let Some(shown) = shown else { return "; HTTPS has no certificate: see the daemon's log".to_owned() };
-    let Source::Files(files) = &shown.source else {
-        let why = match &tls.files {
-            Some(_) => "its certificate files cannot be read",
-            None => "no certificate files are named (`--tls-certificate-path`, `--tls-private-key-path`)",
-        };
-        return format!("; HTTPS shows a self-signed placeholder, because {why}");
-    };
-    let uncovered = certificate::uncovered(&shown.certified, &policy.hosts);
-    let names: Vec<String> = uncovered.iter().map(|host| format!("`{host}`")).collect();
-    let unnamed = (!names.is_empty()).then(|| format!("does not name {}", names.join(", ")));
-    let expired = certificate::expired_on(&shown.certified).map(|date| format!("expired on {date}"));
-    let flaws: Vec<String> = expired.into_iter().chain(unnamed).collect();
-    let flaws = if flaws.is_empty() { String::new() } else { format!(", which {}", flaws.join(" and ")) };
-    format!("; HTTPS shows the certificate in {}{flaws}", files.certificate.display())
+    if policy.tls.is_none() {
+        return String::new();
+    }
+    match shown.map(|shown| &shown.source) {
+        None => "; HTTPS has no certificate: see the daemon's log".to_owned(),
+        Some(Source::Files(own)) => own.remark(),
+        Some(Source::Placeholder(_, own)) => {
+            let why = match own {
+                Some(_) => "its certificate files cannot be used",
+                None => "no certificate files are named (`--tls-certificate-path`, `--tls-private-key-path`)",
+            };
+            format!("; HTTPS shows a self-signed placeholder, because {why}")
+        }
+    }
 }
 
 /// The certificate of a service as it is now. What cannot be read gives a placeholder and an error in the
@@ -73,25 +89,32 @@ pub async fn current(
     service: &Service,
     known: impl IntoIterator<Item = ServiceCertificate>,
 ) -> Option<ServiceCertificate> {
-    service.policy.tls.as_ref()?;
+    let tls = service.policy.tls.as_ref()?;
     if let Some(fitting) = known.into_iter().find(|one| one.fits(&service.policy)) {
         return Some(fitting);
     }
-    match load(&service.policy).await {
-        Ok(Some(loaded)) => return Some(loaded),
-        Ok(None) => {}
-        Err(problem) => {
-            let causes = problem.causes.join(": ");
-            tracing::error!(service = %service.name, causes, "{}; a self-signed placeholder serves", problem.message);
+    if tls.files.is_empty() {
+        return placeholder(service, None);
+    }
+    let policy = service.policy.clone();
+    let loaded =
+        tokio::task::spawn_blocking(move || OwnCertificates::load_what_can_be(&policy)).await.ok()?;
+    for place in &loaded.places {
+        if let Some(trouble) = &place.trouble {
+            tracing::error!(service = %service.name, "{trouble}; it is not shown");
         }
     }
-    placeholder(service)
+    match loaded.is_empty() {
+        true => placeholder(service, Some(Arc::new(loaded))),
+        false => ServiceCertificate::from_files(loaded),
+    }
 }
 
-fn placeholder(service: &Service) -> Option<ServiceCertificate> {
+/// `own` are those that cannot be used.
+fn placeholder(service: &Service, own: Option<Arc<OwnCertificates>>) -> Option<ServiceCertificate> {
     let hosts = service.policy.hosts.clone();
     match certificate::self_signed(&hosts) {
-        Ok(certified) => Some(ServiceCertificate { certified, source: Source::Placeholder(hosts) }),
+        Ok(certified) => Some(ServiceCertificate { certified, source: Source::Placeholder(hosts, own) }),
         Err(error) => {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
             tracing::error!(service = %service.name, cause, "{error}; the service has no HTTPS");
@@ -102,30 +125,33 @@ fn placeholder(service: &Service) -> Option<ServiceCertificate> {
 
 #[cfg(test)]
 mod tests {
-    use model::service::TlsPolicy;
+    use model::service::{CertificateFiles, TlsPolicy};
 
+    use super::super::own_certificates::Place;
     use super::*;
 
     #[test]
     fn what_is_said_of_a_certificate() {
-        let hosts = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect::<Vec<_>>();
         let files = CertificateFiles { certificate: "/c.pem".into(), private_key: "/k.pem".into() };
-        let shown = |source| ServiceCertificate {
-            certified: certificate::self_signed(&hosts(&["shop.test"])).unwrap(),
-            source,
-        };
-        let from_files = || Some(shown(Source::Files(files.clone())));
-        let placeholder = || Some(shown(Source::Placeholder(Vec::new())));
-        let with = |named: bool| Some(TlsPolicy { redirect: true, files: named.then(|| files.clone()) });
-        for (tls, names, shown, want) in [
-            (None, &["shop.test"][..], None, ""),
-            (with(true), &["shop.test"], from_files(), "; HTTPS shows the certificate in /c.pem"),
-            (with(true), &["shop.test", "b.test"], from_files(), "/c.pem, which does not name `b.test`"),
-            (with(true), &["shop.test"], placeholder(), "because its certificate files cannot be read"),
-            (with(false), &["shop.test"], placeholder(), "because no certificate files are named"),
-            (with(false), &["shop.test"], None, "HTTPS has no certificate"),
+        let hosts: Vec<HostPattern> = vec!["shop.test".parse().unwrap()];
+        let lost = Place { files: files.clone(), pair: None, trouble: Some("it has gone".into()) };
+        let lost = Arc::new(OwnCertificates { places: vec![lost] });
+        let certified = certificate::self_signed(&hosts).unwrap();
+        let shown = |source| Some(ServiceCertificate { certified: Arc::clone(&certified), source });
+        let placeholder = |own| shown(Source::Placeholder(Vec::new(), own));
+        let with =
+            |files: &[CertificateFiles]| Some(TlsPolicy { files: files.to_vec(), ..TlsPolicy::default() });
+        for (tls, shown, want) in [
+            (None, None, ""),
+            (
+                with(&[files.clone()]),
+                placeholder(Some(lost.clone())),
+                "because its certificate files cannot be used",
+            ),
+            (with(&[]), placeholder(None), "because no certificate files are named"),
+            (with(&[]), None, "HTTPS has no certificate"),
         ] {
-            let policy = Policy { tls, hosts: hosts(names), ..Policy::default() };
+            let policy = Policy { tls, hosts: hosts.clone(), ..Policy::default() };
             let said = remark(shown.as_ref(), &policy);
             assert!(said.contains(want) && want.is_empty() == said.is_empty(), "{said:?}, not {want:?}");
         }

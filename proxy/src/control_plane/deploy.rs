@@ -104,7 +104,7 @@ fn already(context: &Context, service: &Service, shown: Option<&ServiceCertifica
 
 /// Files that were renewed under the same names need no gate.
 async fn reload_files(context: &Context, service: &Service, files: Files) -> Result<(), Problem> {
-    if files.certificate.is_none() && files.pages.is_none() {
+    if files.certificate.is_none() && files.pages.is_none() && files.client_auth.is_none() {
         return Ok(());
     }
     context.registry.send(Command::Files(service.name.clone(), files)).await

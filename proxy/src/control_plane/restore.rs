@@ -69,9 +69,10 @@ async fn restore(service: &Service, factory: &Factory, dir: &Path) -> (ServiceNa
         unlocated.extend(missing);
     }
     let nothing = Files::default();
-    let Files { certificate, pages } = Files::current(service, nothing.clone(), nothing, dir).await;
+    let Files { certificate, pages, client_auth } =
+        Files::current(service, nothing.clone(), nothing, dir).await;
     let halt = Live::halt(None, service.halt.as_ref());
-    (service.name.clone(), Live { stable, canary, held, certificate, pages, halt }, unlocated)
+    (service.name.clone(), Live { stable, canary, held, certificate, pages, halt, client_auth }, unlocated)
 }
 
 async fn activate(

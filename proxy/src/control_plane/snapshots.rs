@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use http::header::HeaderName;
+use http::header::{HeaderName, HeaderValue};
 use model::canary::{Assignment, Cohort, FleetSecret};
+use model::certificate::{CertificateName, is_automatic};
 use model::health::{self, Standing};
 use model::name::{HostPattern, ServiceName};
 use model::route::{HostMap, Lookup, RouteTable};
@@ -12,9 +13,13 @@ use model::service::{Recording, Service};
 use rustls::sign::CertifiedKey;
 
 use super::activations::{Activation, Live};
+use super::certificates::managed::ManagedCertificate;
+use super::client_auth;
+use super::own_certificates;
 use super::registry::View;
 use crate::release::Target;
-use crate::snapshot::{self, LogFields, Slot, Snapshot};
+use crate::snapshot::{self, CertificateEnd, Challenges, LogFields, Slot, Snapshot};
+use crate::telemetry::metrics::CertificateLabels;
 
 /// How a target stands, by its id.
 pub type Standings<'s> = &'s dyn Fn(u64) -> Standing;
@@ -32,6 +37,8 @@ pub fn build(view: &View, standings: Standings<'_>, secret: &FleetSecret) -> Sna
             pages: live.pages.as_ref().map(|pages| Arc::clone(&pages.pages)),
             log_fields: log_fields(&service.policy.recording),
             halt: live.halt.clone(),
+            client_auth: live.client_auth.as_ref().map(|one| Arc::clone(&one.auth)),
+            hsts: hsts(service),
         });
         if routes.bind(&service.policy.hosts, &service.policy.path_prefixes, &route).is_err() {
             // `changes` lets no conflict into the state, but a file may have been edited.
@@ -40,7 +47,23 @@ pub fn build(view: &View, standings: Standings<'_>, secret: &FleetSecret) -> Sna
         }
         services.insert(Arc::clone(&route.name), route);
     }
-    Snapshot { generation: view.state.generation, routes, services, certificates: certificates(view) }
+    let certificates = certificates(view);
+    Snapshot {
+        generation: view.state.generation,
+        routes,
+        services,
+        certificates: certificates.first,
+        on_demand: HostMap::default(),
+        challenges: challenges(view),
+        certificate_ends: certificate_ends(view),
+        rsa_certificates: certificates.rsa,
+        client_auth: client_auth::by_host(view),
+    }
+}
+
+fn hsts(service: &Service) -> Option<HeaderValue> {
+    let hsts = service.policy.tls.as_ref()?.hsts.as_ref()?;
+    HeaderValue::try_from(hsts.to_string()).ok()
 }
 
 fn log_fields(recording: &Recording) -> LogFields {
@@ -124,26 +147,112 @@ fn redirects(view: &View, owners: &RouteTable<ServiceName>, service: &Service) -
     }
 }
 
+/// What each name is shown, and beside it the RSA certificate for clients that cannot have that.
+#[derive(Default)]
+struct Certificates {
+    first: HostMap<Option<Arc<CertifiedKey>>>,
+    rsa: HostMap<Option<Arc<CertifiedKey>>>,
+}
+
+impl Certificates {
+    /// Unless the name has one.
+    fn show(
+        &mut self,
+        name: Option<&HostPattern>,
+        first: &Arc<CertifiedKey>,
+        rsa: Option<&Arc<CertifiedKey>>,
+    ) {
+        let known = self.first.bound_mut(name);
+        if known.is_none() {
+            *known = Some(Arc::clone(first));
+            // Also where there is none, so that no wildcard's is taken for it.
+            *self.rsa.bound_mut(name) = rsa.cloned();
+        }
+    }
+}
+
 /// Services may share a host. Its certificate is then the one from files, before a placeholder, and that of
-/// the service at the root, before those below.
-fn certificates(view: &View) -> HostMap<Option<Arc<CertifiedKey>>> {
+/// the service at the root, before those below. What names below a service's own are shown comes last.
+fn certificates(view: &View) -> Certificates {
     let mut ranked: Vec<_> = view
         .services()
         .filter_map(|(service, live)| live.certificate.as_ref().map(|certificate| (service, certificate)))
         .collect();
     let has_root = |service: &Service| service.policy.path_prefixes.iter().any(|prefix| prefix.is_root());
     ranked.sort_by_key(|(service, certificate)| (certificate.is_placeholder(), !has_root(service)));
-    let mut certificates: HostMap<Option<Arc<CertifiedKey>>> = HostMap::default();
+    let (mut certificates, mut further) = (Certificates::default(), Vec::new());
     for (service, certificate) in ranked {
-        for pattern in patterns(service) {
-            certificates.bound_mut(pattern).get_or_insert_with(|| Arc::clone(&certificate.certified));
+        let own = certificate.own().filter(|own| !own.is_empty());
+        let shown = own.map(|own| own.shown(&service.policy.hosts)).unwrap_or_default();
+        if shown.is_empty() {
+            for name in patterns(service) {
+                // One that came by itself takes the place of a placeholder.
+                let managed = name
+                    .filter(|_| certificate.is_placeholder())
+                    .and_then(|host| view.managed.for_host(host));
+                certificates.show(
+                    name,
+                    managed.map_or(&certificate.certified, |managed| &managed.certified),
+                    None,
+                );
+            }
         }
+        let (hosts, below): (Vec<_>, Vec<_>) =
+            shown.into_iter().partition(|shown| patterns(service).contains(&shown.name.as_ref()));
+        hosts
+            .iter()
+            .for_each(|shown| certificates.show(shown.name.as_ref(), &shown.first, shown.rsa.as_ref()));
+        further.extend(below);
+    }
+    for shown in further {
+        certificates.show(shown.name.as_ref(), &shown.first, shown.rsa.as_ref());
     }
     certificates
 }
 
+/// A host answers authorities by itself unless one of its services has automatic certificates.
+fn challenges(view: &View) -> Challenges {
+    let mut challenges =
+        Challenges { thumbprint: view.managed.thumbprint.clone(), hosts: HostMap::default() };
+    for (service, _) in view.services() {
+        for pattern in patterns(service) {
+            let is_provable = matches!(pattern, Some(HostPattern::Exact(_)));
+            *challenges.hosts.bound_mut(pattern) |= is_provable && is_automatic(&service.policy);
+        }
+    }
+    challenges
+}
+
+fn certificate_ends(view: &View) -> Vec<CertificateEnd> {
+    let managed = |(name, one): (&CertificateName, &ManagedCertificate)| {
+        let service = view
+            .services()
+            .find(|(service, _)| one.hosts.iter().any(|host| service.policy.hosts.contains(host)));
+        let service = service.map_or("", |(service, _)| service.name.as_str());
+        let labels = CertificateLabels {
+            name: name.as_str().into(),
+            service: service.into(),
+            source: Arc::clone(&one.directory),
+        };
+        CertificateEnd { labels, not_after_ms: one.not_after_ms }
+    };
+    let own = view.services().flat_map(|(service, live)| {
+        let pairs =
+            live.certificate.iter().flat_map(|certificate| certificate.own()).flat_map(|own| own.pairs());
+        pairs.map(|pair| CertificateEnd {
+            labels: CertificateLabels {
+                name: own_certificates::name(pair).into(),
+                service: service.name.as_str().into(),
+                source: pair.files.certificate.to_string_lossy().into(),
+            },
+            not_after_ms: pair.facts.not_after_ms,
+        })
+    });
+    view.managed.certificates.iter().map(managed).chain(own).collect()
+}
+
 /// `None` is any host.
-fn patterns(service: &Service) -> Vec<Option<&HostPattern>> {
+pub(super) fn patterns(service: &Service) -> Vec<Option<&HostPattern>> {
     let hosts = &service.policy.hosts;
     if hosts.is_empty() { vec![None] } else { hosts.iter().map(Some).collect() }
 }
@@ -172,7 +281,7 @@ mod tests {
             let policy = Policy {
                 hosts: host.parse().into_iter().collect(),
                 path_prefixes: vec![prefix.parse().unwrap()],
-                tls: redirect.map(|redirect| TlsPolicy { redirect, files: None }),
+                tls: redirect.map(|redirect| TlsPolicy { redirect, ..TlsPolicy::default() }),
                 ..Policy::default()
             };
             let targets = vec!["127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()];
@@ -181,11 +290,20 @@ mod tests {
             let stable = factory.activate(&name, Cohort::Stable, &release, endpoints);
             let service = Service::new(name.clone(), policy, release);
             let certificate = certificates::current(&service, []).await;
-            let live_one = Live { stable, canary: None, held: None, certificate, pages: None, halt: None };
+            let live_one = Live {
+                stable,
+                canary: None,
+                held: None,
+                certificate,
+                pages: None,
+                halt: None,
+                client_auth: None,
+            };
             live.insert(name.clone(), live_one);
             services.insert(name, service);
         }
-        View { state: Arc::new(state_file::State { generation: 1, services, ..Default::default() }), live }
+        let state = Arc::new(state_file::State { generation: 1, services, ..Default::default() });
+        View { state, live, ..View::default() }
     }
 
     fn route<'s>(snapshot: &'s Snapshot, host: &str, path: &str) -> &'s snapshot::Service {

@@ -124,8 +124,11 @@ fn prefers_json(accept: Option<&HeaderValue>) -> bool {
 
 fn explain(reason: Reason) -> &'static str {
     match reason {
-        Reason::UnknownHost | Reason::UnknownPath => "There is nothing at this address.",
+        Reason::UnknownHost | Reason::UnknownPath | Reason::UnknownChallenge => {
+            "There is nothing at this address."
+        }
         Reason::BodyTooLarge => "What you sent is too large.",
+        Reason::ClientCertificateRequired => "This address is for those with a certificate of their own.",
         Reason::Stopped => "We are working on this application. Please try again later.",
         Reason::PauseTimeout | Reason::PauseFull => {
             "We are working on this application. Please try again shortly."

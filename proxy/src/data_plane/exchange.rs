@@ -21,6 +21,7 @@ use super::body::RequestProgress;
 use super::client_io::Interim;
 use super::layers::request_id::RequestId;
 use super::roster::Place;
+use super::tls::client_auth::Client;
 use super::worker::Worker;
 use crate::clock;
 use crate::halt::{Going, Halt};
@@ -52,6 +53,8 @@ pub struct Tls {
     /// connection, all others are misdirected (RFC 9110 §7.4).
     pub certificate: Arc<CertifiedKey>,
     pub server_name: Option<String>,
+    /// `None`: it was not asked who it is.
+    pub client: Option<Client>,
 }
 
 /// A request on its way in; its head is among the facts.

@@ -23,6 +23,7 @@ use super::answer;
 use super::body::{AnswerBody, EventStream, TargetBody};
 use super::buffering::requests::Intake;
 use super::buffering::responses::{self, Coming};
+use super::challenge;
 use super::exchange::{Connection, Exchange, Facts};
 use super::forwarded::{Forwarded, Trust, client_ip_header};
 use super::halt::{self, Held, Passage};
@@ -30,6 +31,7 @@ use super::headers;
 use super::health;
 use super::hygiene;
 use super::layers::request_id::RequestId;
+use super::tls::client_auth;
 use super::upgrade::{Farewell, tunnel};
 use super::upstream::pool::Lease;
 use super::upstream::request_head::{BodyFraming, RequestHead};
@@ -37,6 +39,7 @@ use super::upstream::response_head::ResponseHead;
 use super::upstream::send::{self, Route, Sent};
 use super::upstream::stream::Ahead;
 use super::upstream::upload::Upload;
+use crate::client_auth::{ClientIdentity, NOBODY};
 use crate::clock;
 use crate::release::InFlight;
 use crate::snapshot::{Service, Slot, Snapshot};
@@ -50,18 +53,34 @@ pub async fn serve(exchange: Exchange) -> Response<AnswerBody> {
     {
         return response;
     }
+    if checked.is_ok()
+        && let Some(response) = challenge::answer(&facts)
+    {
+        return response;
+    }
     let answered = match checked {
         Ok(()) => route(body, &facts).await,
         Err(reason) => Err(reason),
     };
-    answered.unwrap_or_else(|reason| {
+    let mut response = answered.unwrap_or_else(|reason| {
         facts.note(|known| {
             known.reason = Some(reason);
             // The next one need not wait until the client has read it.
             known.going = None;
         });
         refuse(reason, &facts)
-    })
+    });
+    insist_on_https(response.headers_mut(), &facts);
+    response
+}
+
+/// Browsers heed it over HTTPS alone (RFC 6797 §8.1), and an app may have said something else.
+fn insist_on_https(fields: &mut HeaderMap, facts: &Facts) {
+    let known = facts.known.borrow();
+    let hsts = known.service.as_ref().and_then(|service| service.hsts.as_ref());
+    if let Some(hsts) = hsts.filter(|_| known.https) {
+        fields.entry(header::STRICT_TRANSPORT_SECURITY).or_insert_with(|| hsts.clone());
+    }
 }
 
 /// Our own answer, on the page that the service has for it.
@@ -137,6 +156,8 @@ struct Plan {
     wanted: Role,
     /// Once it is answered, the visitor's reads go to the writers for a while.
     holds_to_writers: bool,
+    /// By its certificate, where the service asks for one.
+    client: Option<Arc<ClientIdentity>>,
 }
 
 fn decide(facts: &Facts, body: &Intake) -> Result<Decision, Reason> {
@@ -169,6 +190,10 @@ fn decide(facts: &Facts, body: &Intake) -> Result<Decision, Reason> {
         {
             return Ok(Decision::Redirect(location, reason));
         }
+        let client = match &service.client_auth {
+            Some(trusted) => client_auth::check(trusted, connection.tls.as_ref())?,
+            None => None,
+        };
         let strip =
             if service.policy.strip_path_prefix && !prefix.is_root() { prefix.as_str().len() } else { 0 };
         let policy = &service.policy;
@@ -205,7 +230,8 @@ fn decide(facts: &Facts, body: &Intake) -> Result<Decision, Reason> {
         }
         let entrance = admit::enter(worker, slot, wanted, &policy.concurrency, facts)?;
         let (service, cohort) = (Arc::clone(service), slot.cohort);
-        let plan = Plan { service, cohort, strip, visitor_cookie, forwarded, wanted, holds_to_writers };
+        let plan =
+            Plan { service, cohort, strip, visitor_cookie, forwarded, wanted, holds_to_writers, client };
         match entrance {
             Entrance::In(in_flight) => return Ok(Decision::Forward(plan, in_flight)),
             Entrance::Line(line) => return Ok(Decision::Wait(plan, line)),
@@ -260,6 +286,8 @@ fn check_certificate(snapshot: &Snapshot, host: &str, facts: &Facts) -> Result<(
     let same_name = tls.server_name.as_deref() == Some(host);
     match certificate {
         Some(certificate) if same_name || Arc::ptr_eq(certificate, &tls.certificate) => Ok(()),
+        // Issued for this very handshake, and not published yet.
+        None if same_name && snapshot.on_demand.best(host) == Some(&true) => Ok(()),
         _ => Err(Reason::Misdirected),
     }
 }
@@ -443,6 +471,11 @@ fn upload(body: Intake, plan: &Plan, facts: &Rc<Facts>, websocket: bool) -> Uplo
         body: framing,
         websocket,
         client_ip_header: client_ip_header(&facts.connection.worker.config, Some(&plan.service.policy)),
+        client: match (&plan.client, &plan.service.client_auth) {
+            (Some(client), _) => &client.fields,
+            (None, Some(_)) => NOBODY,
+            (None, None) => &[],
+        },
     }
     .write(&mut out);
     let policy = &plan.service.policy;

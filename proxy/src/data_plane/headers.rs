@@ -8,8 +8,8 @@ use model::forwarded::ClientIpHeader;
 /// Fields whose inbound value an app might believe: Rack and Rails read the first group for the client's
 /// address, scheme and host; CDNs and platforms name the client in the second, and apps behind them read it;
 /// `Rack::Sendfile` obeys those of the third; CGI turns `Proxy` into an environment variable that HTTP clients obey;
-/// the last is ours to write.
-const IDENTITY: [&str; 30] = [
+/// the next group says whose certificate a client has shown (RFC 9440 §2.4); the last is ours to write.
+const IDENTITY: [&str; 39] = [
     "forwarded",
     "x-real-ip",
     "client-ip",
@@ -39,6 +39,15 @@ const IDENTITY: [&str; 30] = [
     "x-accel-mapping",
     "x-request-start",
     "proxy",
+    "client-cert",
+    "client-cert-chain",
+    "x-ssl-client-verify",
+    "x-ssl-client-s-dn",
+    "x-ssl-client-i-dn",
+    "x-ssl-client-dn",
+    "x-ssl-client-sha256",
+    "x-ssl-client-serial",
+    "x-ssl-client-cert",
     "x-kamal-target",
 ];
 

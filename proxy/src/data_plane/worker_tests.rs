@@ -17,12 +17,14 @@ use super::admission::Admission;
 use super::buffering::room::Room;
 use super::listener::{Listening, listen};
 use super::worker::{self, Setup};
+use crate::certificate_asks::CertificateAsks;
 use crate::config::{Config, Flags, Listen};
 use crate::halt::Halt;
 use crate::release::{Endpoint, Release, Target};
 use crate::snapshot::{LogFields, Published, Service, Slot, Snapshot};
 use crate::telemetry::access_log::{self, Destination};
 use crate::telemetry::metrics::{Metrics, TargetStats};
+use crate::ticket_keys::TicketKeys;
 
 struct Proxy {
     address: SocketAddr,
@@ -61,6 +63,8 @@ impl Proxy {
             log,
             shutdown: shutdown.clone(),
             https_port: None,
+            asks: CertificateAsks::new().0,
+            ticket_keys: TicketKeys::default(),
             admission,
             room,
         };
@@ -108,6 +112,8 @@ fn publish(published: &Published, release: &Arc<Release>, timeouts: Timeouts, ha
         halt: halt.cloned(),
         pages: None,
         log_fields: LogFields::default(),
+        client_auth: None,
+        hsts: None,
     });
     let mut routes = RouteTable::default();
     assert!(routes.bind(&[], &[PathPrefix::root()], &service).is_ok());

@@ -287,6 +287,18 @@ pub struct Gauges {
     pub waiting: Vec<(Labels, u64)>,
     /// Services that are paused or stopped.
     pub halted: Vec<Halted>,
+    /// The seconds until each certificate ends.
+    pub certificates: Vec<(CertificateLabels, i64)>,
+}
+
+/// The labels of a certificate's series.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateLabels {
+    pub name: Arc<str>,
+    /// Of several that show it, one.
+    pub service: Arc<str>,
+    /// Directory of the authority that issued it, or the path of its file.
+    pub source: Arc<str>,
 }
 
 pub struct Halted {
@@ -314,6 +326,9 @@ pub struct Process {
     /// Refused by hyper's parser, so that no request came of them.
     pub malformed_requests: AtomicU64,
     pub panics: AtomicU64,
+    /// Orders of certificates, by how they ended.
+    pub certificates_issued: AtomicU64,
+    pub certificates_failed: AtomicU64,
 }
 
 impl Metrics {
@@ -489,7 +504,21 @@ fn encode_gauges(encoder: &mut DescriptorEncoder<'_>, gauges: &Gauges) -> fmt::R
     encode_gauge(encoder, "sockets", "WebSockets and event streams of the target", sockets)?;
     let waiting = gauges.waiting.iter().map(|(labels, waiting)| (labels, *waiting));
     encode_gauge(encoder, "waiting", "Requests that wait for a seat of one of the targets", waiting)?;
-    encode_halted(encoder, &gauges.halted)
+    encode_halted(encoder, &gauges.halted)?;
+    encode_certificates(encoder, &gauges.certificates)
+}
+
+fn encode_certificates(
+    encoder: &mut DescriptorEncoder<'_>,
+    certificates: &[(CertificateLabels, i64)],
+) -> fmt::Result {
+    let help = "Seconds until the certificate ends; negative once it has";
+    let mut metric = encoder.encode_descriptor("certificate_seconds_left", help, None, MetricType::Gauge)?;
+    for (CertificateLabels { name, service, source }, left) in certificates {
+        let pairs = [("name", &**name), ("service", &**service), ("source", &**source)];
+        metric.encode_family(&pairs)?.encode_gauge(left)?;
+    }
+    Ok(())
 }
 
 fn encode_halted(encoder: &mut DescriptorEncoder<'_>, halted: &[Halted]) -> fmt::Result {
@@ -541,6 +570,14 @@ fn encode_process(encoder: &mut DescriptorEncoder<'_>, process: &Process) -> fmt
         let counter = prometheus_client::metrics::counter::ConstCounter::new(count.load(Ordering::Relaxed));
         counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
     }
+    let help = "Attempts to have a certificate issued, by outcome";
+    let mut metric = encoder.encode_descriptor("certificate_orders", help, None, MetricType::Counter)?;
+    for (outcome, count) in
+        [("issued", &process.certificates_issued), ("failed", &process.certificates_failed)]
+    {
+        let count = count.load(Ordering::Relaxed);
+        metric.encode_family(&[("outcome", outcome)])?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+    }
     Ok(())
 }
 
@@ -585,10 +622,16 @@ mod tests {
         let halted = [("shop", true, 5), ("docs", false, 0)];
         let halted =
             halted.map(|(service, is_pause, waiting)| Halted { service: service.into(), is_pause, waiting });
+        let end = |name: &str| CertificateLabels {
+            name: name.into(),
+            service: "shop".into(),
+            source: "/c.pem".into(),
+        };
         let text = metrics.render(Gauges {
             in_flight: vec![(labels, 3, 1)],
             waiting: vec![(nobody, 7)],
             halted: halted.into(),
+            certificates: vec![(end("shop.test"), 86_400), (end("old.test"), -5)],
         });
         let of = r#"service="shop",release="r1",cohort="stable",target="127.0.0.1:1""#;
         for line in [
@@ -607,6 +650,8 @@ mod tests {
             r#"portcullis_halted{service="shop",state="paused"} 1"#.to_owned(),
             r#"portcullis_halted{service="docs",state="stopped"} 1"#.to_owned(),
             r#"portcullis_paused_requests{service="shop"} 5"#.to_owned(),
+            r#"portcullis_certificate_seconds_left{name="shop.test",service="shop",source="/c.pem"} 86400"#.to_owned(),
+            r#"portcullis_certificate_seconds_left{name="old.test",service="shop",source="/c.pem"} -5"#.to_owned(),
         ] {
             assert!(text.contains(&line), "{line} is not in\n{text}");
         }
@@ -635,7 +680,12 @@ mod tests {
             let lines = lines.filter_map(|line| Some(line.split_once(r#"target="","#)?.1.to_owned()));
             lines.collect::<Vec<_>>()
         };
-        let gauges = || Gauges { in_flight: Vec::new(), waiting: Vec::new(), halted: Vec::new() };
+        let gauges = || Gauges {
+            in_flight: Vec::new(),
+            waiting: Vec::new(),
+            halted: Vec::new(),
+            certificates: Vec::new(),
+        };
         assert_eq!(
             lines(&metrics.render(gauges())),
             [

@@ -23,10 +23,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::{ControlPlane, ControlPlaneConfig};
 use crate::adapters::accounts::Accounts;
-use crate::config::Groups;
+use crate::certificate_asks::CertificateAsks;
+use crate::config::{Groups, KeySource, StoreConfig};
 use crate::release::Release;
 use crate::snapshot::{Published, Service};
 use crate::telemetry::metrics::Metrics;
+use crate::ticket_keys::TicketKeys;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(5);
@@ -86,6 +88,13 @@ impl World {
             fleet_secret: None,
             version: "test".into(),
             buffers: dir.path().join("state/buffers"),
+            ticket_keys: TicketKeys::default(),
+            store: StoreConfig {
+                shared: None,
+                key: KeySource::OwnOf(dir.path().join("state")),
+                poll: Duration::from_secs(60),
+                timeout: Duration::from_secs(10),
+            },
         };
         let published = Published::default();
         let shutdown = CancellationToken::new();
@@ -95,7 +104,8 @@ impl World {
         restored.own.pid = None;
         let mut serving = JoinSet::new();
         let stop = shutdown.clone();
-        serving.spawn(async move { restored.serve(Listeners::default(), stop).await.unwrap() });
+        let (_, asked) = CertificateAsks::new();
+        serving.spawn(async move { restored.serve(Listeners::default(), asked, stop).await.unwrap() });
         let world = Self { dir, published, shutdown, serving };
         world.until(|| world.dir.path().join("control.sock").exists()).await;
         world

@@ -43,6 +43,8 @@ pub struct RequestHead<'r> {
     pub websocket: bool,
     /// A field in which the app, too, may look for the client.
     pub client_ip_header: Option<&'r ClientIpHeader>,
+    /// Whole lines that say whose certificate the client showed.
+    pub client: &'r [u8],
 }
 
 impl RequestHead<'_> {
@@ -119,6 +121,7 @@ impl RequestHead<'_> {
         if self.strip > 0 {
             write_field(out, "x-forwarded-prefix", &self.uri.path().as_bytes()[..self.strip]);
         }
+        out.extend_from_slice(self.client);
     }
 
     fn write_client(&self, out: &mut Vec<u8>, name: &str) {
@@ -253,6 +256,7 @@ mod tests {
             body: given.body,
             websocket: given.websocket,
             client_ip_header,
+            client: &[],
         };
         head.write(&mut out);
         let text = String::from_utf8(out).unwrap();

@@ -1,0 +1,46 @@
+//! The vaults of a daemon, as its configuration says: the store, and a copy of it on this VM.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::store::dir::Timing;
+use super::store::seal::{StoreKey, StoreKeyError};
+use super::store::{Dir, Store, Vault};
+use crate::config::{SharedStore, StoreConfig};
+
+/// In the state directory.
+const DIRECTORY: &str = "certs";
+
+#[derive(Debug, Clone)]
+pub struct Vaults {
+    /// What counts.
+    pub store: Vault,
+    /// What serves while a store that is shared is away, and after a restart without it. `None` where the store is on this
+    /// VM anyway.
+    pub copy: Option<Vault>,
+}
+
+impl Vaults {
+    /// Reads the store key. The store itself is reached when it is needed. Blocks.
+    pub fn open(config: &StoreConfig, state_dir: &Path) -> Result<Self, StoreKeyError> {
+        let (key, is_new) = StoreKey::load(&config.key)?;
+        let directory = state_dir.join(DIRECTORY);
+        if is_new && directory.exists() {
+            tracing::warn!(
+                directory = %directory.display(),
+                "the store key was missing and a new one was made: what is sealed in the directory cannot be opened; \
+                 stop, put the old store.key back and start again"
+            );
+        }
+        let key = Arc::new(key);
+        let timing = Timing { deadline: config.timeout, poll: config.poll };
+        let local = Vault::new(Store::Dir(Dir::private(&directory, timing)), Arc::clone(&key));
+        let shared = config.shared.as_ref().map(|shared| match shared {
+            SharedStore::Dir(path) => Store::Dir(Dir::shared(path, timing)),
+        });
+        Ok(match shared {
+            Some(shared) => Self { store: Vault::new(shared, key), copy: Some(local) },
+            None => Self { store: local, copy: None },
+        })
+    }
+}

@@ -1,0 +1,98 @@
+//! How the rest of the control plane reaches the manager of automatic certificates: what it knows, and what it is asked.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use model::certificate::CertificateName;
+use model::protocol::{CertificateState, CertificateStatus, Problem, ProblemCode, RevocationReason};
+use tokio::sync::{mpsc, oneshot, watch};
+
+const REQUESTS_MAX: usize = 16;
+
+/// What an operator asks the manager for.
+pub enum Request {
+    /// Have one issued now, due or not.
+    Renew(CertificateName, oneshot::Sender<Result<(), Problem>>),
+    /// Have it revoked, and another one issued.
+    Revoke(CertificateName, RevocationReason, oneshot::Sender<Result<(), Problem>>),
+}
+
+/// What is known of a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    pub status: CertificateStatus,
+    /// Attempts of this process that have come to their end.
+    pub ended: u64,
+}
+
+impl Known {
+    /// Whether it is there, and shown to clients.
+    pub fn serves(&self) -> bool {
+        self.status.not_after_ms.is_some()
+    }
+
+    pub fn is_under_way(&self) -> bool {
+        matches!(self.status.state, CertificateState::Issuing | CertificateState::Renewing)
+    }
+}
+
+pub type AllKnown = Arc<BTreeMap<CertificateName, Known>>;
+
+#[derive(Clone)]
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+    known: watch::Receiver<AllKnown>,
+    /// `None`: nobody is asked for certificates.
+    directory: Option<Arc<str>>,
+}
+
+/// The manager's side.
+pub struct Desk {
+    pub requests: mpsc::Receiver<Request>,
+    pub known: watch::Sender<AllKnown>,
+}
+
+pub fn channel(directory: Option<&str>) -> (Handle, Desk) {
+    let (sender, requests) = mpsc::channel(REQUESTS_MAX);
+    let (known, knowing) = watch::channel(AllKnown::default());
+    let directory = directory.map(Into::into);
+    (Handle { requests: sender, known: knowing, directory }, Desk { requests, known })
+}
+
+impl Handle {
+    pub fn directory(&self) -> Option<&str> {
+        self.directory.as_deref()
+    }
+
+    pub fn is_on(&self) -> bool {
+        self.directory.is_some()
+    }
+
+    /// What the manager knows now.
+    pub fn known(&self) -> AllKnown {
+        Arc::clone(&self.known.borrow())
+    }
+
+    /// For those who wait for changes.
+    pub fn follow(&self) -> watch::Receiver<AllKnown> {
+        self.known.clone()
+    }
+
+    pub async fn renew(&self, name: &CertificateName) -> Result<(), Problem> {
+        self.ask(|answer| Request::Renew(name.clone(), answer)).await
+    }
+
+    pub async fn revoke(&self, name: &CertificateName, reason: RevocationReason) -> Result<(), Problem> {
+        self.ask(|answer| Request::Revoke(name.clone(), reason, answer)).await
+    }
+
+    async fn ask(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> Request,
+    ) -> Result<(), Problem> {
+        let stopping = || Problem::new(ProblemCode::Aborted, "the daemon is shutting down; nothing was asked for");
+        let (answer, answered) = oneshot::channel();
+        self.requests.send(request(answer)).await.map_err(|_| stopping())?;
+        answered.await.map_err(|_| stopping())?
+    }
+}
