@@ -11,6 +11,7 @@ mod documents;
 mod gate;
 mod harness_itself;
 mod limits;
+mod own_certificates;
 mod parity;
 mod pausing;
 mod protection;

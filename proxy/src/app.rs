@@ -98,6 +98,7 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
             fleet_secret: config.fleet_secret.as_ref().map(|secret| FleetSecret::new(secret.as_bytes())),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             buffers: config.buffers.directory.clone(),
+            certificate_check_interval: config.certificate_check_interval,
         },
         published.clone(),
         Arc::clone(&metrics),
@@ -254,8 +255,9 @@ impl Signals {
             tokio::select! {
                 _ = self.terminate.recv() => return "SIGTERM",
                 _ = self.interrupt.recv() => return "SIGINT",
-                // A terminal that closes, or an operator who expects a reload, must not cut requests off.
-                _ = self.hang_up.recv() => tracing::info!("SIGHUP changes nothing: services are changed with agentctl"),
+                // A terminal that closes, or an operator who expects a reload, must not cut requests off. The control
+                // plane hears it as well.
+                _ = self.hang_up.recv() => tracing::info!("SIGHUP: certificate files are looked at; services are changed with agentctl"),
             }
         }
     }

@@ -11,6 +11,7 @@ pub mod apply;
 pub mod audit;
 pub mod bake;
 pub mod canary;
+pub mod certificate_reload;
 pub mod certificates;
 pub mod changes;
 pub mod context;
@@ -41,7 +42,7 @@ pub mod switch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use model::canary::FleetSecret;
 use model::protocol::Listeners;
@@ -77,6 +78,8 @@ pub struct ControlPlaneConfig {
     pub version: String,
     /// Where buffered bodies go that do not fit into memory.
     pub buffers: PathBuf,
+    /// Between two looks at the files of own certificates.
+    pub certificate_check_interval: Duration,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -183,6 +186,8 @@ impl ControlPlane {
             shutdown: shutdown.clone(),
             buffers: BufferDir::at(&config.buffers),
         });
+        let interval = config.certificate_check_interval;
+        tasks.spawn(certificate_reload::run(registry.clone(), interval, shutdown.clone()));
         tasks.spawn(restore::locate(unlocated, registry, shutdown.clone()));
         let api = Arc::new(Api {
             context,

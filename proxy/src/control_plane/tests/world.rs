@@ -87,6 +87,7 @@ impl World {
             fleet_secret: None,
             version: "test".into(),
             buffers: dir.path().join("state/buffers"),
+            certificate_check_interval: std::time::Duration::from_secs(10),
         };
         let published = Published::default();
         let shutdown = CancellationToken::new();
