@@ -15,6 +15,7 @@ mod handshakes;
 mod harness_itself;
 mod hsts;
 mod limits;
+mod own_certificates;
 mod parity;
 mod pausing;
 mod protection;

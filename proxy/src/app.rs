@@ -102,6 +102,7 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
             buffers: config.buffers.directory.clone(),
             ticket_keys: ticket_keys.clone(),
             store: config.store.clone(),
+            certificate_check_interval: config.certificate_check_interval,
         },
         published.clone(),
         Arc::clone(&metrics),
@@ -259,8 +260,9 @@ impl Signals {
             tokio::select! {
                 _ = self.terminate.recv() => return "SIGTERM",
                 _ = self.interrupt.recv() => return "SIGINT",
-                // A terminal that closes, or an operator who expects a reload, must not cut requests off.
-                _ = self.hang_up.recv() => tracing::info!("SIGHUP changes nothing: services are changed with agentctl"),
+                // A terminal that closes, or an operator who expects a reload, must not cut requests off. The control
+                // plane hears it as well.
+                _ = self.hang_up.recv() => tracing::info!("SIGHUP: certificate files are looked at; services are changed with agentctl"),
             }
         }
     }

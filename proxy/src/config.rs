@@ -29,6 +29,9 @@ use self::store::RawStore;
 pub use self::store::{KeySource, SharedStore, StoreConfig};
 use crate::telemetry::access_log::Destination;
 
+/// Looking at files without a pause would keep a core busy.
+const CHECK_INTERVAL_MIN: Duration = Duration::from_millis(50);
+
 /// Flags of `portcullis run`. What is left out comes from the file, then from the defaults.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Flags {
@@ -80,6 +83,9 @@ pub struct Flags {
     /// ACME directory that automatic certificates come from; `off` for none [default: Let's Encrypt]
     #[arg(long, value_name = "URL", env = "PORTCULLIS_ACME_DIRECTORY")]
     pub acme_directory: Option<String>,
+    /// How often to look whether certificate files have changed [default: 10s]
+    #[arg(long, value_name = "DURATION", env = "PORTCULLIS_CERTIFICATE_CHECK_INTERVAL", value_parser = model::duration::parse)]
+    pub certificate_check_interval: Option<Duration>,
 }
 
 /// An address to listen on, or none.
@@ -130,6 +136,7 @@ struct RawConfig {
     proxy_protocol: RawProxyProtocol,
     buffers: RawBuffers,
     acme: RawAcme,
+    certificate_check_interval: Option<String>,
     store: RawStore,
 }
 
@@ -185,6 +192,8 @@ pub struct Config {
     pub acme: Option<Acme>,
     /// Where certificates are kept, and what seals them.
     pub store: StoreConfig,
+    /// Between two looks at the files of own certificates.
+    pub certificate_check_interval: Duration,
 }
 
 /// Which fields trusted proxies write. They pass the others on as their clients sent them, so one kind is read, and it
@@ -325,6 +334,11 @@ fn resolve(flags: Flags, raw: RawConfig) -> Result<Config, ConfigError> {
             https: networks::resolve("proxy_protocol.https", &raw.proxy_protocol.https)?,
         },
         acme: acme::resolve(raw.acme, around)?,
+        certificate_check_interval: match flags.certificate_check_interval {
+            Some(interval) => interval.max(CHECK_INTERVAL_MIN),
+            None => duration("certificate_check_interval", raw.certificate_check_interval.as_ref(), 10)?
+                .max(CHECK_INTERVAL_MIN),
+        },
     })
 }
 
@@ -429,6 +443,7 @@ mod tests {
             ("[store]\ndir = \"share\"", "`share` is not an absolute path"),
             ("[store]\ndir = \"/share\"", "`key_file` in [store]"),
             ("[store]\npoll = \"0s\"", "longer than 0s"),
+            ("certificate_check_interval = \"0s\"", "longer than 0s"),
             ("[buffers]\ndisk = 1", "unknown field `disk`, expected one of `directory`"),
         ] {
             let error = config(text).unwrap_err();

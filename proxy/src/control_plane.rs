@@ -11,6 +11,7 @@ pub mod apply;
 pub mod audit;
 pub mod bake;
 pub mod canary;
+pub mod certificate_reload;
 pub mod certificates;
 pub mod changes;
 pub mod client_auth;
@@ -43,7 +44,7 @@ pub mod tickets;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use model::canary::FleetSecret;
 use model::protocol::Listeners;
@@ -85,6 +86,8 @@ pub struct ControlPlaneConfig {
     /// Filled before the data plane listens, and turned from then on.
     pub ticket_keys: TicketKeys,
     pub store: StoreConfig,
+    /// Between two looks at the files of own certificates.
+    pub certificate_check_interval: Duration,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -209,6 +212,8 @@ impl ControlPlane {
             shutdown: shutdown.clone(),
             buffers: BufferDir::at(&config.buffers),
         });
+        let interval = config.certificate_check_interval;
+        tasks.spawn(certificate_reload::run(registry.clone(), interval, shutdown.clone()));
         tasks.spawn(restore::locate(unlocated, registry, shutdown.clone()));
         tasks.spawn(tickets::keep(vaults, config.ticket_keys.clone(), shutdown.clone()));
         let api = Arc::new(Api {

@@ -157,6 +157,11 @@ impl Daemon {
         self.wait_for_the_end()
     }
 
+    /// SIGHUP.
+    pub fn hang_up(&self) {
+        self.signal(Signal::HUP);
+    }
+
     /// SIGTERM alone.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);

@@ -7,6 +7,7 @@
 mod agentctl;
 mod binaries;
 mod browser;
+mod certificates;
 mod clock;
 mod crowd;
 mod daemon;
@@ -33,6 +34,7 @@ mod world;
 pub use agentctl::{Agentctl, Ran};
 pub use binaries::{binaries_dir, binary_for_everybody, workspace_root};
 pub use browser::Browser;
+pub use certificates::{Files, Made, Make, shown_chain};
 pub use clock::now_ms;
 pub use crowd::{Crowd, Manner};
 pub use daemon::{Daemon, DaemonOptions};

@@ -9,7 +9,7 @@ use model::protocol::{Problem, ProblemCode};
 use model::service::{Policy, Service};
 use rustls::sign::CertifiedKey;
 
-use super::own_certificates::OwnCertificates;
+use super::own_certificates::{OwnCertificates, Place};
 use crate::adapters::certificate;
 
 #[derive(Debug, Clone)]
@@ -43,6 +43,25 @@ impl ServiceCertificate {
             Source::Files(own) => Some(own),
             Source::Placeholder(_, own) => own.as_ref(),
         }
+    }
+
+    /// Puts what was found of a pair of files in its place; `false` where the files are not named there any more.
+    pub fn put(&mut self, index: usize, place: Place) -> bool {
+        let Some(own) =
+            self.own().filter(|own| own.places.get(index).is_some_and(|known| known.files == place.files))
+        else {
+            return false;
+        };
+        let mut own = OwnCertificates::clone(own);
+        own.places[index] = place;
+        if own.is_empty() {
+            if let Source::Placeholder(_, none) = &mut self.source {
+                *none = Some(Arc::new(own));
+            }
+        } else if let Some(next) = Self::from_files(own) {
+            *self = next;
+        }
+        true
     }
 
     pub fn fits(&self, policy: &Policy) -> bool {
@@ -101,7 +120,7 @@ pub async fn current(
         tokio::task::spawn_blocking(move || OwnCertificates::load_what_can_be(&policy)).await.ok()?;
     for place in &loaded.places {
         if let Some(trouble) = &place.trouble {
-            tracing::error!(service = %service.name, "{trouble}; it is not shown");
+            tracing::error!(service = %service.name, "{}; it is not shown", trouble.message);
         }
     }
     match loaded.is_empty() {
@@ -127,14 +146,14 @@ fn placeholder(service: &Service, own: Option<Arc<OwnCertificates>>) -> Option<S
 mod tests {
     use model::service::{CertificateFiles, TlsPolicy};
 
-    use super::super::own_certificates::Place;
+    use super::super::own_certificates::{Place, Trouble};
     use super::*;
 
     #[test]
     fn what_is_said_of_a_certificate() {
         let files = CertificateFiles { certificate: "/c.pem".into(), private_key: "/k.pem".into() };
         let hosts: Vec<HostPattern> = vec!["shop.test".parse().unwrap()];
-        let lost = Place { files: files.clone(), pair: None, trouble: Some("it has gone".into()) };
+        let lost = Place { files: files.clone(), pair: None, trouble: Some(Trouble::new("it has gone")) };
         let lost = Arc::new(OwnCertificates { places: vec![lost] });
         let certified = certificate::self_signed(&hosts).unwrap();
         let shown = |source| Some(ServiceCertificate { certified: Arc::clone(&certified), source });

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use model::certificate::CertificateName;
-use model::name::HostPattern;
+use model::name::{HostPattern, ServiceName};
 use model::own_certificates::{self as rules, Facts, Flaw};
-use model::protocol::{Problem, ProblemCode};
+use model::protocol::{CertificateFailure, CertificateState, CertificateStatus, Problem, ProblemCode};
 use model::service::{CertificateFiles, Policy};
 use rustls::sign::CertifiedKey;
 
@@ -33,7 +33,20 @@ pub struct Place {
     /// `None`: its files could never be used since the start.
     pub pair: Option<Arc<Pair>>,
     /// Why what the files hold now is not in use.
-    pub trouble: Option<Arc<str>>,
+    pub trouble: Option<Trouble>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Trouble {
+    pub message: Arc<str>,
+    /// When it was noticed, Unix time in ms.
+    pub at_ms: u64,
+}
+
+impl Trouble {
+    pub fn new(message: &str) -> Self {
+        Self { message: message.into(), at_ms: now_ms() }
+    }
 }
 
 /// What a name is shown.
@@ -67,7 +80,7 @@ impl OwnCertificates {
         let place = |files: &CertificateFiles| match certificate::load(files) {
             Ok(pair) => Place { files: files.clone(), pair: Some(Arc::new(pair)), trouble: None },
             Err(error) => {
-                Place { files: files.clone(), pair: None, trouble: Some(with_causes(&error).into()) }
+                Place { files: files.clone(), pair: None, trouble: Some(Trouble::new(&with_causes(&error))) }
             }
         };
         Self { places: files(policy).iter().map(place).collect() }
@@ -112,6 +125,34 @@ impl OwnCertificates {
         })
     }
 
+    /// For the status of a service.
+    pub fn statuses(&self, service: &ServiceName) -> Vec<CertificateStatus> {
+        let one = |Place { files, pair, trouble }: &Place| {
+            let facts = pair.as_ref().map(|pair| &pair.facts);
+            let path = files.certificate.display().to_string();
+            CertificateStatus {
+                name: pair.as_ref().map_or_else(|| path.clone(), |pair| name(pair)),
+                hosts: facts
+                    .map(|facts| facts.names.iter().map(ToString::to_string).collect())
+                    .unwrap_or_default(),
+                services: vec![service.to_string()],
+                state: if pair.is_some() { CertificateState::Own } else { CertificateState::Placeholder },
+                source: Some(path),
+                not_before_ms: facts.map(|facts| facts.not_before_ms),
+                not_after_ms: facts.map(|facts| facts.not_after_ms),
+                renew_at_ms: None,
+                failure: trouble.as_ref().map(|trouble| CertificateFailure {
+                    at_ms: trouble.at_ms,
+                    message: trouble.message.to_string(),
+                    attempts: 1,
+                }),
+                next_attempt_ms: None,
+                issued_by: None,
+            }
+        };
+        self.places.iter().map(one).collect()
+    }
+
     /// What the last line of a deploy says of them.
     pub fn remark(&self) -> String {
         let paths: Vec<_> =
@@ -121,7 +162,7 @@ impl OwnCertificates {
         for Place { files, pair, trouble } in &self.places {
             let path = files.certificate.display();
             if let Some(trouble) = trouble {
-                said += &format!("; what is in {path} now is not used: {trouble}");
+                said += &format!("; what is in {path} now is not used: {}", trouble.message);
             }
             let Some(pair) = pair else { continue };
             if pair.facts.expires_soon(now_ms()) {

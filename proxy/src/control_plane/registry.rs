@@ -21,6 +21,7 @@ use super::changes::{Change, no_release, no_service};
 use super::declarations::Policies;
 use super::files::Files;
 use super::monitor::Readings;
+use super::own_certificates::Place;
 use crate::adapters::state_file::State;
 use crate::release::{Endpoint, Release};
 
@@ -95,6 +96,19 @@ pub enum Command {
     /// Certificates came, went, or are answered for anew.
     Managed(Arc<Managed>),
     Declare(Box<Declaration>, oneshot::Sender<Result<(u64, bool), Problem>>),
+    /// Files of own certificates were looked at.
+    Reloaded(Vec<Reloaded>),
+}
+
+/// What is known now of one pair of certificate files.
+pub struct Reloaded {
+    pub service: ServiceName,
+    /// Among the service's.
+    pub index: usize,
+    pub place: Place,
+    /// Of the audit log's line.
+    pub kind: &'static str,
+    pub message: String,
 }
 
 /// How the rest of the control plane reaches the registry.

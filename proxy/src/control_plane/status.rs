@@ -58,6 +58,7 @@ pub fn service(
         rollout: canary.rollout.clone(),
         overrides: policy_patch::print_overrides(&canary.overrides),
     });
+    let own = live.certificate.as_ref().and_then(|certificate| certificate.own());
     ServiceStatus {
         name: service.name.to_string(),
         state,
@@ -70,7 +71,7 @@ pub fn service(
         operation: operations.running(&service.name),
         policy: policy_patch::from_policy(&service.policy),
         halt: live.halt.as_ref().map(|halt| self::halt(halt)),
-        certificates: Vec::new(),
+        certificates: own.map(|own| own.statuses(&service.name)).unwrap_or_default(),
     }
 }
 

@@ -18,13 +18,14 @@ use tokio::sync::{mpsc, watch};
 
 use super::super::activations::{self, Activation, Factory, Live};
 use super::super::audit::{Audit, OURSELVES};
+use super::super::certificates::ServiceCertificate;
 use super::super::changes::{self, Change, Origin};
 use super::super::files::Files;
 use super::super::gate::probe_host;
 use super::super::monitor::{HealthChange, Monitor, Role, Watched};
 use super::super::operations::Operations;
 use super::super::{admissions, now_ms, pages, snapshots};
-use super::{Command, Commit, Committed, Registry, View};
+use super::{Command, Commit, Committed, Registry, Reloaded, View};
 use crate::adapters::page_files;
 use crate::adapters::state_file::{State, StateFile};
 use crate::release::{Endpoint, Target};
@@ -100,10 +101,14 @@ impl Keeper {
                 {
                     tracing::warn!(service = %name, causes = problem.causes.join(": "), "{}", problem.message);
                 }
+                let service = self.current.state.services.get(&name).cloned();
                 self.change_live(&name, |live| {
                     let Files { certificate, pages, client_auth } = Files::of(live);
+                    // What another deploy has named meanwhile stays.
+                    let fits =
+                        |read: &ServiceCertificate| service.is_some_and(|service| read.fits(&service.policy));
                     let files = Files {
-                        certificate: files.certificate.or(certificate),
+                        certificate: files.certificate.filter(fits).or(certificate),
                         pages: files.pages.or(pages),
                         client_auth: files.client_auth.or(client_auth),
                     };
@@ -120,6 +125,36 @@ impl Keeper {
                 let result = self.declare(*declaration).await;
                 let _ = answer.send(result);
             }
+            Command::Reloaded(places) => self.reload(places),
+        }
+    }
+
+    /// All at once, so that many services with the same files make one snapshot.
+    fn reload(&mut self, places: Vec<Reloaded>) {
+        let mut live = self.current.live.clone();
+        let mut told = Vec::new();
+        for Reloaded { service, index, place, kind, message } in places {
+            let certificate = live.get_mut(&service).and_then(|live| live.certificate.as_mut());
+            // A deploy may have named other files meanwhile.
+            if certificate.is_some_and(|certificate| certificate.put(index, place)) {
+                told.push((service, kind, message));
+            }
+        }
+        if told.is_empty() {
+            return;
+        }
+        self.swap(self.next(Arc::clone(&self.current.state), live));
+        for (service, kind, message) in told {
+            self.parts.audit.record(LoggedEvent {
+                at_ms: now_ms(),
+                generation: self.current.state.generation,
+                kind: kind.to_owned(),
+                service: Some(service.to_string()),
+                release: None,
+                target: None,
+                actor: OURSELVES.to_owned(),
+                message,
+            });
         }
     }
 

@@ -95,6 +95,7 @@ impl World {
                 poll: Duration::from_secs(60),
                 timeout: Duration::from_secs(10),
             },
+            certificate_check_interval: std::time::Duration::from_secs(10),
         };
         let published = Published::default();
         let shutdown = CancellationToken::new();
