@@ -30,8 +30,8 @@ Examples:
 
 Exit codes:
   0 done · 1 other failure · 2 wrong usage · 3 agent unreachable · 4 conflict
-  5 gate failed, traffic unchanged · 6 reverted or aborted · 8 denied
-  10 plan found differences · 130 interrupted"
+  5 gate failed, traffic unchanged · 6 reverted or aborted · 7 done, but no certificate yet
+  8 denied · 10 plan found differences · 130 interrupted"
 )]
 pub(crate) struct Cli {
     /// Control socket of the agent
@@ -68,6 +68,7 @@ Examples:
   agentctl deploy shop --target 10.0.0.5:3000,10.0.0.6:3000 --release \"$GITHUB_SHA\"
   agentctl deploy shop --target unix:/run/shop/puma.sock --health-check-path /healthz --bake 2m
   agentctl deploy shop --target 127.0.0.1:3001 --buffer-requests --buffer-responses
+  agentctl deploy shop --target 127.0.0.1:3001 --host shop.example.com --tls --wait-tls
   agentctl deploy shop --target 127.0.0.1:3001 --tls \\
       --tls-certificate-path shop.pem --tls-private-key-path shop.key"
     )]
@@ -254,6 +255,66 @@ Examples:
         /// Names of services [default: all of them]
         services: Vec<ServiceName>,
     },
+
+    /// Show, renew and revoke the certificates that HTTPS shows
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  agentctl certs list
+  agentctl certs show shop.example.com
+  agentctl certs renew shop.example.com"
+    )]
+    Certs(CertsVerb),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CertsVerb {
+    /// List the certificates: their state, how long they hold, what keeps others from being issued
+    #[command(
+        visible_alias = "ls",
+        after_help = "\
+Examples:
+  agentctl certs list
+  agentctl certs list --json | jq -r '.certificates[] | select(.state == \"failing\") | .name'"
+    )]
+    List,
+
+    /// Show one certificate in detail
+    #[command(after_help = "\
+Examples:
+  agentctl certs show shop.example.com")]
+    Show {
+        /// Name of the certificate: its first host
+        name: HostPattern,
+    },
+
+    /// Have an automatic certificate issued now, whether it is due or not
+    #[command(after_help = "\
+Waits for the authority's answer. What serves now goes on serving until the new one is there, and if
+it does not come. Counts towards the authority's rate limits.
+
+Examples:
+  agentctl certs renew shop.example.com")]
+    Renew {
+        /// Name of the certificate: its first host
+        name: HostPattern,
+    },
+
+    /// Tell the authority that a certificate is not to be trusted any more, and have another one issued
+    #[command(after_help = "\
+For a private key that became known. The revoked certificate serves until its replacement is there.
+Only for administrators.
+
+Examples:
+  agentctl certs revoke shop.example.com --reason key-compromise")]
+    Revoke {
+        /// Name of the certificate: its first host
+        name: HostPattern,
+        /// Why
+        #[arg(long, value_enum, default_value = "unspecified")]
+        reason: values::Reason,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -347,6 +408,16 @@ pub(crate) struct DeployArgs {
     /// Give the release the traffic at once, without waiting until it is healthy; bake and rollback stay
     #[arg(long, help_heading = "Release")]
     pub(crate) force: bool,
+    /// Wait until the automatic certificates serve too, at most TIME [2m if none is given]; exit code 7 if they do not
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "2m",
+        value_name = "TIME",
+        help_heading = "Release"
+    )]
+    pub(crate) wait_tls: Option<SomeTime>,
 }
 
 #[derive(Debug, Args)]
@@ -394,18 +465,24 @@ pub(crate) struct RoutingArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "TLS")]
 pub(crate) struct TlsArgs {
-    /// Serve the service over HTTPS [at first: false]
+    /// Serve the service over HTTPS, with automatic certificates unless files are named [at first: false]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) tls: Option<bool>,
     /// Redirect plain HTTP to HTTPS [at first: true with --tls]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) tls_redirect: Option<bool>,
-    /// PEM file with the certificate chain, read by the agent [at first: a self-signed placeholder]
+    /// PEM file with the certificate chain, read by the agent [at first: an automatic certificate]
     #[arg(long, value_name = "FILE", value_parser = absolute_path, requires = "tls_private_key_path")]
     pub(crate) tls_certificate_path: Option<String>,
     /// PEM file with the certificate's private key, read by the agent
     #[arg(long, value_name = "FILE", value_parser = absolute_path, requires = "tls_certificate_path")]
     pub(crate) tls_private_key_path: Option<String>,
+    /// Ask for one automatic certificate with all hosts, instead of one each [at first: false]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) tls_one_certificate: Option<bool>,
+    /// Ask the authority's staging area, for trials: browsers do not trust it [at first: false]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) tls_staging: Option<bool>,
 }
 
 #[derive(Debug, Args)]
@@ -661,6 +738,10 @@ impl Cli {
             Verb::Apply(_) => ("apply", None),
             Verb::Plan { .. } => ("plan", None),
             Verb::Export { .. } => ("export", None),
+            Verb::Certs(CertsVerb::List) => ("certs list", None),
+            Verb::Certs(CertsVerb::Show { .. }) => ("certs show", None),
+            Verb::Certs(CertsVerb::Renew { .. }) => ("certs renew", None),
+            Verb::Certs(CertsVerb::Revoke { .. }) => ("certs revoke", None),
         };
         match service {
             Some(service) => format!("agentctl {verb} {service}"),

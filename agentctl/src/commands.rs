@@ -1,6 +1,7 @@
 //! The verbs. Each one asks the agent, has the answer rendered, and prints it.
 
 pub(crate) mod canary;
+mod certs;
 mod completions;
 pub(crate) mod deploy;
 mod events;
@@ -87,6 +88,7 @@ pub(crate) async fn run(context: &mut Context, verb: Verb) -> Result<(), Failure
         Verb::Apply(arguments) => policy::apply(context, &arguments).await,
         Verb::Plan { file } => policy::plan(context, &file).await,
         Verb::Export { services } => policy::export(context, &services).await,
+        Verb::Certs(verb) => certs::run(context, verb).await,
     }
 }
 

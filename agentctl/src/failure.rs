@@ -31,6 +31,8 @@ pub(crate) enum Failure {
     Interrupted { service: String },
     #[error("interrupted before everything on `{service}` had drained")]
     InterruptedHalt { service: String },
+    #[error("interrupted before the authority had answered for the certificate `{name}`")]
+    InterruptedCertificate { name: String },
 }
 
 /// A failure as people read it.
@@ -65,7 +67,9 @@ impl Failure {
                 | ClientError::Cut { .. } => UNREACHABLE,
             },
             Self::Output(_) | Self::Start(_) => OTHER,
-            Self::Interrupted { .. } | Self::InterruptedHalt { .. } => INTERRUPTED,
+            Self::Interrupted { .. } | Self::InterruptedHalt { .. } | Self::InterruptedCertificate { .. } => {
+                INTERRUPTED
+            }
         }
     }
 
@@ -95,6 +99,9 @@ impl Failure {
             Self::Start(_) => return None,
             Self::Interrupted { service } => {
                 format!("the agent may go on without you: `agentctl status {service}` shows what it does")
+            }
+            Self::InterruptedCertificate { name } => {
+                format!("the agent goes on without you: `agentctl certs show {name}` shows how far it is")
             }
             Self::InterruptedHalt { service } => {
                 format!("new requests are still held up: `agentctl resume {service}` lets them through")
@@ -198,6 +205,8 @@ mod tests {
             (Failure::Output(io::ErrorKind::StorageFull.into()), 1),
             (Failure::Interrupted { service: "shop".into() }, 130),
             (Failure::Interrupted { service: "shop".into() }.of_halt(), 130),
+            (Failure::InterruptedCertificate { name: "shop.test".into() }, 130),
+            (Problem::new(ProblemCode::CertificatePending, "m").into(), 7),
         ] {
             assert_eq!(failure.exit_code(), code, "{failure:?}");
             assert!(!failure.report().message.is_empty(), "{failure:?}");

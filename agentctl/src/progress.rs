@@ -2,10 +2,10 @@
 //!
 //! How the state looks on a terminal is `render::live`'s business.
 
-use model::protocol::{DeploymentPhase, Event, ServiceState, TargetStateName};
+use model::protocol::{CertificateState, DeploymentPhase, Event, ServiceState, TargetStateName};
 
 use crate::render::age;
-use crate::render::words::{counted, phase_text, state_text, target_state};
+use crate::render::words::{certificate_text, counted, phase_text, state_text, target_state};
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Progress {
@@ -15,6 +15,14 @@ pub(crate) struct Progress {
     pub(crate) targets: Vec<TargetProgress>,
     pub(crate) drain: Option<Drain>,
     pub(crate) bake: Option<Bake>,
+    pub(crate) certificates: Vec<CertificateProgress>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CertificateProgress {
+    pub(crate) name: String,
+    pub(crate) state: CertificateState,
+    pub(crate) message: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +92,11 @@ impl Progress {
                     _ => "are refused",
                 }
             )),
+            Event::Certificate { name, state, message } => self.certificate(CertificateProgress {
+                name: name.clone(),
+                state: *state,
+                message: message.clone(),
+            }),
             Event::Done(_) | Event::Failed { .. } => None,
         }
     }
@@ -99,6 +112,16 @@ impl Progress {
         let changed =
             before.state != now.state || without_time(&before.outcome) != without_time(&now.outcome);
         changed.then(|| format!("target {}", now.text()))
+    }
+
+    fn certificate(&mut self, seen: CertificateProgress) -> Option<String> {
+        let line = seen.text();
+        match self.certificates.iter_mut().find(|known| known.name == seen.name) {
+            Some(known) if *known == seen => return None,
+            Some(known) => *known = seen,
+            None => self.certificates.push(seen),
+        }
+        Some(line)
     }
 
     fn draining(&mut self, release: &str, requests: u64, sockets: u64) -> Option<String> {
@@ -132,6 +155,14 @@ impl TargetProgress {
         let Self { target, outcome, passes, rise, state } = self;
         let passes = if *passes > 0 { format!(" ({passes} of {rise})") } else { String::new() };
         format!("{target} is {}: {outcome}{passes}", target_state(*state))
+    }
+}
+
+impl CertificateProgress {
+    /// Such as `certificate shop.test is issuing: its order is placed`.
+    pub(crate) fn text(&self) -> String {
+        let Self { name, state, message } = self;
+        format!("certificate {name} is {}: {message}", certificate_text(*state))
     }
 }
 

@@ -3,6 +3,7 @@
 pub(crate) mod age;
 pub(crate) mod annotation;
 pub(crate) mod canary;
+pub(crate) mod certificates;
 pub(crate) mod clean;
 pub(crate) mod events;
 pub(crate) mod history;

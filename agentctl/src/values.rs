@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use model::duration::{self, InvalidDuration};
+use model::protocol::RevocationReason;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum InvalidValue {
@@ -220,6 +221,26 @@ pub(crate) fn absolute_path(text: &str) -> Result<String, InvalidValue> {
     }
     let path = std::path::absolute(text).ok().and_then(|path| path.into_os_string().into_string().ok());
     path.ok_or_else(|| InvalidValue::NoFolder(text.to_owned()))
+}
+
+/// Why a certificate is revoked, as authorities know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Reason {
+    Unspecified,
+    KeyCompromise,
+    Superseded,
+    CessationOfOperation,
+}
+
+impl From<Reason> for RevocationReason {
+    fn from(reason: Reason) -> Self {
+        match reason {
+            Reason::Unspecified => Self::Unspecified,
+            Reason::KeyCompromise => Self::KeyCompromise,
+            Reason::Superseded => Self::Superseded,
+            Reason::CessationOfOperation => Self::CessationOfOperation,
+        }
+    }
 }
 
 #[cfg(test)]

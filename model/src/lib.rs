@@ -5,6 +5,7 @@
 
 pub mod balance;
 pub mod canary;
+pub mod certificate;
 pub mod cookie_scope;
 pub mod cutover;
 pub mod declared;

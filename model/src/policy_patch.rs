@@ -81,6 +81,8 @@ pub fn from_policy(policy: &Policy) -> PolicyPatch {
         max_response_body_bytes: Some(printed(policy.response_body_bytes_max)),
         writer_affinity_timeout: text(policy.readers.writer_affinity),
         read_target_websockets: Some(policy.readers.websockets),
+        tls_one_certificate: Some(policy.tls.as_ref().is_some_and(|tls| tls.one_certificate)),
+        tls_staging: Some(policy.tls.as_ref().is_some_and(|tls| tls.staging)),
     }
 }
 
@@ -193,7 +195,7 @@ fn covers(pattern: &HostPattern, host: &HostName) -> bool {
 
 fn apply_tls(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Problem> {
     match patch.tls {
-        Some(true) if policy.tls.is_none() => policy.tls = Some(TlsPolicy { redirect: true, files: None }),
+        Some(true) if policy.tls.is_none() => policy.tls = Some(TlsPolicy::default()),
         Some(false) => policy.tls = None,
         _ => {}
     }
@@ -202,6 +204,8 @@ fn apply_tls(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Problem> {
         let field = match files {
             Some(Some(_)) => "tls_certificate_path",
             _ if patch.tls_redirect == Some(true) => "tls_redirect",
+            _ if patch.tls_one_certificate == Some(true) => "tls_one_certificate",
+            _ if patch.tls_staging == Some(true) => "tls_staging",
             _ => return Ok(()),
         };
         let message = "the service has no TLS, so this would do nothing".to_owned();
@@ -209,6 +213,8 @@ fn apply_tls(patch: &PolicyPatch, policy: &mut Policy) -> Result<(), Problem> {
     };
     set(&mut tls.redirect, patch.tls_redirect);
     set(&mut tls.files, files);
+    set(&mut tls.one_certificate, patch.tls_one_certificate);
+    set(&mut tls.staging, patch.tls_staging);
     Ok(())
 }
 
@@ -459,6 +465,8 @@ mod tests {
             (|p| p.path_prefixes = Some(vec!["/a b".into()]), "path_prefixes"),
             (|p| p.canonical_host = Some("other.test".into()), "canonical_host"),
             (|p| p.tls_redirect = Some(true), "tls_redirect"),
+            (|p| p.tls_one_certificate = Some(true), "tls_one_certificate"),
+            (|p| p.tls_staging = Some(true), "tls_staging"),
             (|p| p.tls_certificate_path = Some("/c.pem".into()), "tls_certificate_path"),
             (|p| p.tls_private_key_path = Some("/k.pem".into()), "tls_private_key_path"),
             (|p| p.health_check_path = Some("up".into()), "health_check_path"),
@@ -506,7 +514,7 @@ mod tests {
         };
         let policy = apply(&first, Policy::default()).unwrap();
         assert_eq!(policy.hosts.len(), 1, "one host, spelled twice");
-        assert_eq!(policy.tls, Some(TlsPolicy { redirect: true, files: None }));
+        assert_eq!(policy.tls, Some(TlsPolicy::default()));
         assert_eq!(apply(&PolicyPatch::default(), policy.clone()), Ok(policy.clone()));
 
         let second = PolicyPatch { hosts: Some(vec![]), tls: Some(false), ..PolicyPatch::default() };
@@ -593,6 +601,8 @@ mod tests {
                 max_response_body_bytes: Some(u64::from(number) * 3),
                 writer_affinity_timeout: Some(format!("{number}ms")),
                 read_target_websockets: Some(flags[0] && flags[5]),
+                tls_one_certificate: Some(flags[1] && flags[3]),
+                tls_staging: Some(flags[1] && flags[4]),
             }
         }
     }

@@ -21,6 +21,10 @@
 //! | `GET /v1/events?follow=BOOL` | | NDJSON of `LoggedEvent` |
 //! | `POST /v1/plan` | `DeclareRequest` | `Plan`; changes nothing |
 //! | `POST /v1/apply` | `DeclareRequest` | `Applied` |
+//! | `GET /v1/certificates` | | `Certificates` |
+//! | `GET /v1/certificates/NAME` | | `CertificateStatus` |
+//! | `POST /v1/certificates/NAME/renew` | | NDJSON of `Event` |
+//! | `POST /v1/certificates/NAME/revoke` | `RevokeRequest` | NDJSON of `Event` |
 //!
 //! A refusal is an HTTP status ≥ 400 with a `Problem`; a failure after the answer began is the last line's
 //! `Event::Failed`. The last line of every NDJSON operation is `Event::Done` or `Event::Failed`. Blank lines
@@ -152,6 +156,12 @@ pub struct PolicyPatch {
     /// Whether WebSockets may be opened to read targets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read_target_websockets: Option<bool>,
+    /// Whether automatic certificates name all hosts together, instead of one each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_one_certificate: Option<bool>,
+    /// Whether automatic certificates come from the authority's staging area, which browsers do not trust.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_staging: Option<bool>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -173,6 +183,9 @@ pub struct DeployRequest {
     /// The release gets the traffic at once, without passing the gate.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
+    /// The operation ends once the service's automatic certificates serve; `None`: it does not wait for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_tls: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -315,6 +328,9 @@ pub struct ServiceStatus {
     /// Only of a service that is paused or stopped.
     #[serde(default)]
     pub halt: Option<HaltStatus>,
+    /// Those that the service's hosts have or wait for.
+    #[serde(default)]
+    pub certificates: Vec<CertificateStatus>,
 }
 
 /// A pause or stop, and what it does at the moment.
@@ -544,6 +560,13 @@ pub enum Event {
         generation: u64,
         at_ms: u64,
     },
+    /// How far a certificate is.
+    Certificate {
+        name: String,
+        state: CertificateState,
+        /// One line for people; a failure in the authority's words.
+        message: String,
+    },
 }
 
 /// The end of an operation that succeeded.
@@ -633,6 +656,8 @@ pub enum ProblemCode {
     /// Too many connections to the control socket; nothing was looked at.
     Busy,
     Internal,
+    /// What was asked for is done, but for a certificate that an authority has not issued.
+    CertificatePending,
 }
 
 impl ProblemCode {
@@ -644,6 +669,7 @@ impl ProblemCode {
             Self::Conflict => 4,
             Self::GateFailed => 5,
             Self::Reverted | Self::Aborted => 6,
+            Self::CertificatePending => 7,
             Self::Denied => 8,
         }
     }
@@ -654,7 +680,7 @@ impl ProblemCode {
             Self::Invalid | Self::Certificate => 422,
             Self::NotFound => 404,
             Self::Conflict => 409,
-            Self::GateFailed | Self::Reverted | Self::Aborted => 424,
+            Self::GateFailed | Self::Reverted | Self::Aborted | Self::CertificatePending => 424,
             Self::Denied => 403,
             Self::Storage => 507,
             Self::Busy => 503,
@@ -772,4 +798,88 @@ pub struct Applied {
     pub changed: bool,
     /// All that were declared, by name, as they were before: `differences` are gone now, `undeclared` is not.
     pub services: Vec<ServicePlan>,
+}
+
+/// Every certificate that the agent shows or waits for, as `agentctl certs list --json` prints them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Certificates {
+    /// Of the authority that is asked first; `null`: automatic certificates are off.
+    pub directory: Option<String>,
+    /// By name.
+    pub certificates: Vec<CertificateStatus>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CertificateStatus {
+    /// Its first host; a wildcard's `*` is written `_`.
+    pub name: String,
+    pub hosts: Vec<String>,
+    /// Whose hosts these are.
+    pub services: Vec<String>,
+    pub state: CertificateState,
+    /// Directory of the authority that issued it, or the path of its file; `null`: a placeholder.
+    #[serde(default)]
+    pub source: Option<String>,
+    /// Unix time in ms.
+    #[serde(default)]
+    pub not_before_ms: Option<u64>,
+    /// Unix time in ms.
+    #[serde(default)]
+    pub not_after_ms: Option<u64>,
+    /// When it is due to be issued again, Unix time in ms.
+    #[serde(default)]
+    pub renew_at_ms: Option<u64>,
+    /// What went wrong last, if nothing has gone well since.
+    #[serde(default)]
+    pub failure: Option<CertificateFailure>,
+    /// When the next attempt begins, Unix time in ms.
+    #[serde(default)]
+    pub next_attempt_ms: Option<u64>,
+    /// Another VM that issues it at the moment.
+    #[serde(default)]
+    pub issued_by: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CertificateState {
+    /// Self-signed, because nobody is asked for a better one.
+    Placeholder,
+    /// Asked for; a placeholder serves meanwhile.
+    Issuing,
+    Valid,
+    /// Asked for again; the present one serves meanwhile.
+    Renewing,
+    /// The last attempt failed; what there was serves.
+    Failing,
+    /// From files.
+    Own,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CertificateFailure {
+    /// Unix time in ms.
+    pub at_ms: u64,
+    /// In the authority's words, where it said any.
+    pub message: String,
+    /// Attempts in a row that failed.
+    pub attempts: u32,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RevokeRequest {
+    /// What the authority is told.
+    pub reason: RevocationReason,
+}
+
+/// RFC 5280 §5.3.1, as far as authorities take them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RevocationReason {
+    #[default]
+    Unspecified,
+    KeyCompromise,
+    Superseded,
+    CessationOfOperation,
 }

@@ -95,6 +95,10 @@ reasons! {
     ResponseTooLarge = "response_too_large", 502, Upstream;
     /// WebSockets and event streams have all the connections that they may have.
     SocketsFull = "sockets_full", 503, Us;
+    /// The authority's question whether a host is ours, answered.
+    AcmeChallenge = "acme_challenge", 200, Nobody;
+    /// A question of that kind that no authority would put.
+    UnknownChallenge = "unknown_challenge", 404, Client;
 }
 
 impl Reason {

@@ -62,8 +62,18 @@ pub struct Recording {
 pub struct TlsPolicy {
     /// Plain HTTP is redirected to HTTPS.
     pub redirect: bool,
-    /// `None`: a self-signed placeholder.
+    /// `None`: certificates come by themselves, from a certificate authority.
     pub files: Option<CertificateFiles>,
+    /// Automatic certificates name all hosts of the service together, instead of one each.
+    pub one_certificate: bool,
+    /// Automatic certificates come from the authority's staging area, which browsers do not trust.
+    pub staging: bool,
+}
+
+impl Default for TlsPolicy {
+    fn default() -> Self {
+        Self { redirect: true, files: None, one_certificate: false, staging: false }
+    }
 }
 
 /// PEM files, read by the daemon.

@@ -11,6 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::adapters::buffer_dir::{BufferDir, BufferDirError};
+use crate::certificate_asks::CertificateAsks;
 use crate::config::Config;
 use crate::control_plane::{ControlPlane, ControlPlaneConfig, ControlPlaneError};
 use crate::data_plane::admission::Admission;
@@ -106,6 +107,7 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
     let (log_writer, log) = access_log::open(&config.access_log, Arc::clone(&metrics))?;
     let open = Open::all(&config)?;
     let listeners = open.listeners(&config.control);
+    let (asks, asked) = CertificateAsks::new();
     let room = Room::new(config.buffers.clone(), Arc::clone(&metrics));
     prepare_buffers(&room, config.buffers.directory_is_named).await?;
     let setup = Setup {
@@ -117,6 +119,7 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
         log,
         shutdown: shutdown.clone(),
         https_port: open.https.as_ref().map(|(address, _)| address.port()),
+        asks,
     };
     let workers = start_workers(setup, open.http, open.https)?;
     announce(&listeners, &config);
@@ -125,7 +128,7 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
             // Whatever ends first, the shutdown or a part that could not go on, ends the others.
             let _stop_the_rest = shutdown.clone().drop_guard();
             tokio::select! {
-                served = control.serve(listeners, shutdown.clone()) => served.map_err(AppError::from),
+                served = control.serve(listeners, asked, shutdown.clone()) => served.map_err(AppError::from),
                 () = metrics_server::serve(open.metrics, metrics, published) => Ok(()),
             }
         };

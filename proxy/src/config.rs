@@ -2,6 +2,7 @@
 //!
 //! Services are not here: they are runtime objects, made by `agentctl` and kept in the state file.
 
+mod acme;
 mod buffers;
 mod limits;
 mod networks;
@@ -16,6 +17,8 @@ use model::forwarded::{ClientIpHeader, InvalidClientIpHeader};
 use model::networks::Networks;
 use serde::Deserialize;
 
+pub use self::acme::{Acme, Authority, ChallengeKind, ExternalAccount};
+use self::acme::{RawAcme, Surroundings};
 pub use self::buffers::BufferLimits;
 use self::buffers::RawBuffers;
 pub use self::limits::Limits;
@@ -71,6 +74,9 @@ pub struct Flags {
     /// How long to go on serving after SIGTERM while the health path answers 503 already [default: 0s]
     #[arg(long, value_name = "DURATION", env = "PORTCULLIS_SHUTDOWN_DELAY", value_parser = model::duration::parse)]
     pub shutdown_delay: Option<Duration>,
+    /// ACME directory that automatic certificates come from; `off` for none [default: Let's Encrypt]
+    #[arg(long, value_name = "URL", env = "PORTCULLIS_ACME_DIRECTORY")]
+    pub acme_directory: Option<String>,
 }
 
 /// An address to listen on, or none.
@@ -120,6 +126,7 @@ struct RawConfig {
     client_ip_header: Option<String>,
     proxy_protocol: RawProxyProtocol,
     buffers: RawBuffers,
+    acme: RawAcme,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -170,6 +177,8 @@ pub struct Config {
     pub client_ip_header: Option<ClientIpHeader>,
     pub proxy_protocol: ProxyProtocol,
     pub buffers: BufferLimits,
+    /// `None`: no certificate comes by itself; placeholders stay.
+    pub acme: Option<Acme>,
 }
 
 /// Which fields trusted proxies write. They pass the others on as their clients sent them, so one kind is read, and it
@@ -254,6 +263,8 @@ fn resolve(flags: Flags, raw: RawConfig) -> Result<Config, ConfigError> {
         (flag, _) => flag,
     };
     let client_ip_header = raw.client_ip_header.filter(|name| !name.is_empty()).map(|name| name.parse());
+    let around =
+        Surroundings { directory: flags.acme_directory, http: http.is_some(), https: https.is_some() };
     let machine = Machine::this_one();
     let state_dir = flags.state_dir.or(raw.state_dir).unwrap_or_else(|| "/var/lib/portcullis".into());
     Ok(Config {
@@ -306,6 +317,7 @@ fn resolve(flags: Flags, raw: RawConfig) -> Result<Config, ConfigError> {
             http: networks::resolve("proxy_protocol.http", &raw.proxy_protocol.http)?,
             https: networks::resolve("proxy_protocol.https", &raw.proxy_protocol.https)?,
         },
+        acme: acme::resolve(raw.acme, around)?,
     })
 }
 

@@ -58,6 +58,7 @@ use crate::adapters::buffer_dir::BufferDir;
 use crate::adapters::fleet_key::{self, FleetKeyError};
 use crate::adapters::state_dir::{StateDir, StateDirError};
 use crate::adapters::state_file::{StateFile, StateFileError};
+use crate::certificate_asks::Asked;
 use crate::config::Groups;
 use crate::snapshot::Published;
 use crate::telemetry::metrics::Metrics;
@@ -155,6 +156,7 @@ impl ControlPlane {
     pub async fn serve(
         self,
         listeners: Listeners,
+        asked: Asked,
         shutdown: CancellationToken,
     ) -> Result<(), ControlPlaneError> {
         let Self { config, registry, keeper, factory, audit, operations, unlocated, started_ms, own, _dir } =
@@ -188,6 +190,8 @@ impl ControlPlane {
             started_ms,
             workers: config.workers,
         });
+        // Nobody answers yet: handshakes that ask get no certificate.
+        drop(asked);
         let serving = async {
             server::serve(bound, api, own, shutdown).await;
             // No new operation can begin; those under way end by themselves. With the last of them the

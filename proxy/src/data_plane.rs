@@ -8,6 +8,7 @@ pub mod answer;
 pub mod balancer;
 pub mod body;
 pub mod buffering;
+pub mod challenge;
 pub mod client_io;
 pub mod deadline;
 pub mod exchange;

@@ -1,10 +1,11 @@
 //! Portcullis, the daemon: a host-side edge proxy and health gateway.
 //!
-//! Imports run one way: `app → control_plane → data_plane → adapters → snapshot, release, halt, config,
-//! telemetry → clock → model`. See `docs/ARCHITECTURE.md`.
+//! Imports run one way: `app → control_plane → data_plane → adapters → certificate_asks, snapshot,
+//! release, halt, config, telemetry → clock → model`. See `docs/ARCHITECTURE.md`.
 
 pub mod adapters;
 pub mod app;
+pub mod certificate_asks;
 pub mod clock;
 pub mod config;
 pub mod control_plane;

@@ -16,6 +16,7 @@ use model::route::{HostMap, RouteTable};
 use model::service::Policy;
 use rustls::sign::CertifiedKey;
 
+use crate::clock;
 use crate::halt::Halt;
 use crate::release::{Queue, Release, Target};
 use crate::telemetry::metrics::{Gauges, Halted, Labels};
@@ -29,6 +30,22 @@ pub struct Snapshot {
     pub services: HashMap<Arc<str>, Arc<Service>>,
     /// By server name; every name of every service with TLS has one.
     pub certificates: HostMap<Option<Arc<CertifiedKey>>>,
+    /// Names whose certificate is asked for at their first handshake; they have none in `certificates` until then.
+    pub on_demand: HostMap<bool>,
+    /// How authorities are answered over HTTP.
+    pub challenges: Challenges,
+    /// When the certificates end, by name, Unix time in ms; for the metrics.
+    pub certificate_ends: Vec<(Arc<str>, u64)>,
+}
+
+/// The answer to HTTP-01 challenges: the token and the thumbprint of our account (RFC 8555 §8.3). So any VM of a fleet
+/// answers, whichever of them asked for the certificate.
+#[derive(Default)]
+pub struct Challenges {
+    /// `None`: there is no account yet, or none is wanted.
+    pub thumbprint: Option<Arc<str>>,
+    /// Whether a host has automatic certificates; all others answer for themselves.
+    pub hosts: HostMap<bool>,
 }
 
 /// A service as a request sees it.
@@ -126,7 +143,13 @@ impl Snapshot {
                 waiting: halt.waiting() as u64,
             })
         });
-        Gauges { in_flight, waiting, halted: halted.collect() }
+        let now_ms = u64::try_from(clock::unix_time().as_millis()).unwrap_or(u64::MAX);
+        let left = |(name, end_ms): &(Arc<str>, u64)| {
+            let left_ms = i128::from(*end_ms) - i128::from(now_ms);
+            (Arc::clone(name), i64::try_from(left_ms / 1000).unwrap_or(i64::MAX))
+        };
+        let certificates = self.certificate_ends.iter().map(left).collect();
+        Gauges { in_flight, waiting, halted: halted.collect(), certificates }
     }
 }
 

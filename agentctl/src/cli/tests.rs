@@ -53,6 +53,7 @@ fn help_of_other_verbs() {
     insta::assert_snapshot!("help_pause", help(&["pause"]));
     insta::assert_snapshot!("help_stop", help(&["stop"]));
     insta::assert_snapshot!("help_apply", help(&["apply"]));
+    insta::assert_snapshot!("help_certs", help(&["certs"]));
 }
 
 #[test]
@@ -67,10 +68,11 @@ fn every_verb_has_examples() {
         }
     }
     let command = command();
-    for verb in command.get_subcommands().filter(|verb| verb.get_name() != "canary") {
+    for verb in command.get_subcommands().filter(|verb| !matches!(verb.get_name(), "canary" | "certs")) {
         assert!(verb.get_after_help().is_some(), "{}", verb.get_name());
     }
     check(command.find_subcommand("canary").unwrap(), "agentctl canary");
+    check(command.find_subcommand("certs").unwrap(), "agentctl certs");
 }
 
 #[test]

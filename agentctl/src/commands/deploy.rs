@@ -23,6 +23,7 @@ pub(crate) fn request(arguments: &DeployArgs) -> DeployRequest {
         policy: policy(arguments),
         read_targets: texts(&arguments.release.read_targets),
         force: arguments.force,
+        wait_tls: text(arguments.wait_tls.as_ref()),
     }
 }
 
@@ -72,6 +73,8 @@ fn policy(arguments: &DeployArgs) -> PolicyPatch {
         max_response_body_bytes: buffering.max_response_body,
         writer_affinity_timeout: text(readers.writer_affinity_timeout.as_ref()),
         read_target_websockets: readers.read_target_websockets,
+        tls_one_certificate: tls.tls_one_certificate,
+        tls_staging: tls.tls_staging,
     }
 }
 

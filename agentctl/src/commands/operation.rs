@@ -22,6 +22,14 @@ pub(crate) async fn run(context: &mut Context, service: &ServiceName, call: Call
     }
 }
 
+/// The same for an operation on a certificate.
+pub(crate) async fn run_certificate(context: &mut Context, name: &str, call: Call) -> Result<(), Failure> {
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => Err(Failure::InterruptedCertificate { name: name.to_owned() }),
+        ended = follow(context, call) => ended,
+    }
+}
+
 async fn follow(context: &mut Context, call: Call) -> Result<(), Failure> {
     let mut lines = match context.client.lines(call).await {
         Ok(lines) => lines,

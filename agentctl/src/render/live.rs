@@ -12,13 +12,12 @@ use crate::progress::Progress;
 /// would shift the next drawing.
 pub(crate) fn lines(progress: &Progress, running: Duration, size: Size, paint: Paint) -> Vec<String> {
     let mut lines = vec![head(progress, running)];
-    let tail: Vec<String> = [
+    let tail = [
         progress.drain.as_ref().map(|drain| format!("  {}", drain.text())),
         progress.bake.as_ref().map(|bake| format!("  {}", bake.text())),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
+    ];
+    let certificates = progress.certificates.iter().map(|one| format!("  {}", one.text()));
+    let tail: Vec<String> = tail.into_iter().flatten().chain(certificates).collect();
     let room = size.rows.saturating_sub(2 + tail.len());
     let targets = target_lines(progress);
     let left_out = targets.len().saturating_sub(room);

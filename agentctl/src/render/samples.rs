@@ -44,6 +44,7 @@ pub(crate) fn quiet_service() -> ServiceStatus {
         operation: None,
         policy: PolicyPatch::default(),
         halt: None,
+        certificates: Vec::new(),
     }
 }
 
@@ -83,6 +84,7 @@ pub(crate) fn busy_service() -> ServiceStatus {
             ..PolicyPatch::default()
         },
         halt: None,
+        certificates: Vec::new(),
     }
 }
 

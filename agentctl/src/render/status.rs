@@ -7,6 +7,7 @@ use model::protocol::{
 };
 
 use super::age::age;
+use super::certificates;
 use super::clean;
 use super::paint::{Paint, Tone};
 use super::plan;
@@ -96,6 +97,9 @@ pub(crate) fn service(service: &ServiceStatus, now_ms: u64, paint: Paint) -> Str
     }
     if let Some(operation) = &service.operation {
         add("now", &operation_text(operation, now_ms));
+    }
+    for one in &service.certificates {
+        add("cert", &certificates::line(one, now_ms));
     }
     let waiting: Vec<_> = releases(service)
         .filter(|(_, release)| release.waiting > 0)

@@ -1,6 +1,6 @@
 //! The words and tones of the protocol's closed sets, and of counts.
 
-use model::protocol::{DeploymentPhase, ServiceState, TargetStateName};
+use model::protocol::{CertificateState, DeploymentPhase, ServiceState, TargetStateName};
 
 use super::paint::Tone;
 use super::table::Cell;
@@ -48,6 +48,27 @@ pub(crate) fn phase_text(phase: DeploymentPhase) -> &'static str {
         DeploymentPhase::Committed => "committed",
         DeploymentPhase::Aborted => "aborted",
         DeploymentPhase::Reverted => "reverted",
+    }
+}
+
+pub(crate) fn certificate_state(state: CertificateState) -> Cell {
+    let tone = match state {
+        CertificateState::Valid | CertificateState::Own => Tone::Good,
+        CertificateState::Issuing | CertificateState::Renewing => Tone::Plain,
+        CertificateState::Placeholder => Tone::Warning,
+        CertificateState::Failing => Tone::Bad,
+    };
+    Cell::toned(tone, certificate_text(state))
+}
+
+pub(crate) fn certificate_text(state: CertificateState) -> &'static str {
+    match state {
+        CertificateState::Placeholder => "placeholder",
+        CertificateState::Issuing => "issuing",
+        CertificateState::Valid => "valid",
+        CertificateState::Renewing => "renewing",
+        CertificateState::Failing => "failing",
+        CertificateState::Own => "own",
     }
 }
 

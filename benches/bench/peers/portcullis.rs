@@ -48,6 +48,8 @@ pub(super) fn start(
             command.env_remove(name);
         }
     }
+    // In the environment, for builds that do not know it as a flag. No bench asks the internet for certificates.
+    command.env("PORTCULLIS_ACME_DIRECTORY", "off");
     command.args(["run", "--http", "127.0.0.1:0", "--https", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]);
     command.args(["--workers", "1", "--fleet-secret", FLEET_SECRET]);
     command.arg("--config").arg(dir.join("portcullis.toml"));

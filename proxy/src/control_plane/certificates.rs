@@ -1,5 +1,7 @@
 //! Which certificate each service has: its files', or a placeholder that is made once for its hosts.
 
+pub mod managed;
+
 use std::sync::Arc;
 
 use model::name::HostPattern;
@@ -116,7 +118,8 @@ mod tests {
         };
         let from_files = || Some(shown(Source::Files(files.clone())));
         let placeholder = || Some(shown(Source::Placeholder(Vec::new())));
-        let with = |named: bool| Some(TlsPolicy { redirect: true, files: named.then(|| files.clone()) });
+        let with =
+            |named: bool| Some(TlsPolicy { files: named.then(|| files.clone()), ..TlsPolicy::default() });
         for (tls, names, shown, want) in [
             (None, &["shop.test"][..], None, ""),
             (with(true), &["shop.test"], from_files(), "; HTTPS shows the certificate in /c.pem"),

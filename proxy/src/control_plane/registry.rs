@@ -12,10 +12,11 @@ use arc_swap::ArcSwap;
 use model::name::ServiceName;
 use model::protocol::{Problem, ProblemCode};
 use model::service::{Release as Record, Service};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::keeper::{Keeper, Parts};
 use super::activations::{Activation, Live};
+use super::certificates::managed::Managed;
 use super::changes::{Change, no_release, no_service};
 use super::declarations::Policies;
 use super::files::Files;
@@ -28,6 +29,8 @@ use crate::release::{Endpoint, Release};
 pub struct View {
     pub state: Arc<State>,
     pub live: BTreeMap<ServiceName, Live>,
+    /// Certificates that came by themselves.
+    pub managed: Arc<Managed>,
 }
 
 impl View {
@@ -89,6 +92,8 @@ pub enum Command {
     Located(ServiceName, Record, Vec<Endpoint>),
     /// An operation has ended: forget what only it needed.
     Tidy,
+    /// Certificates came, went, or are answered for anew.
+    Managed(Arc<Managed>),
     Declare(Box<Declaration>, oneshot::Sender<Result<(u64, bool), Problem>>),
 }
 
@@ -98,11 +103,17 @@ pub struct Registry {
     view: Arc<ArcSwap<View>>,
     commands: mpsc::Sender<Command>,
     readings: Readings,
+    generations: watch::Receiver<u64>,
 }
 
 impl Registry {
     pub fn view(&self) -> Arc<View> {
         self.view.load_full()
+    }
+
+    /// Wakes whenever the state has changed.
+    pub fn generations(&self) -> watch::Receiver<u64> {
+        self.generations.clone()
     }
 
     /// What probes say of the targets.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::header::HeaderName;
 use model::canary::{Assignment, Cohort, FleetSecret};
+use model::certificate::{CertificateName, is_automatic};
 use model::health::{self, Standing};
 use model::name::{HostPattern, ServiceName};
 use model::route::{HostMap, Lookup, RouteTable};
@@ -12,9 +13,10 @@ use model::service::{Recording, Service};
 use rustls::sign::CertifiedKey;
 
 use super::activations::{Activation, Live};
+use super::certificates::managed::ManagedCertificate;
 use super::registry::View;
 use crate::release::Target;
-use crate::snapshot::{self, LogFields, Slot, Snapshot};
+use crate::snapshot::{self, Challenges, LogFields, Slot, Snapshot};
 
 /// How a target stands, by its id.
 pub type Standings<'s> = &'s dyn Fn(u64) -> Standing;
@@ -40,7 +42,15 @@ pub fn build(view: &View, standings: Standings<'_>, secret: &FleetSecret) -> Sna
         }
         services.insert(Arc::clone(&route.name), route);
     }
-    Snapshot { generation: view.state.generation, routes, services, certificates: certificates(view) }
+    Snapshot {
+        generation: view.state.generation,
+        routes,
+        services,
+        certificates: certificates(view),
+        on_demand: HostMap::default(),
+        challenges: challenges(view),
+        certificate_ends: certificate_ends(view),
+    }
 }
 
 fn log_fields(recording: &Recording) -> LogFields {
@@ -136,10 +146,34 @@ fn certificates(view: &View) -> HostMap<Option<Arc<CertifiedKey>>> {
     let mut certificates: HostMap<Option<Arc<CertifiedKey>>> = HostMap::default();
     for (service, certificate) in ranked {
         for pattern in patterns(service) {
-            certificates.bound_mut(pattern).get_or_insert_with(|| Arc::clone(&certificate.certified));
+            // One that came by itself takes the place of a placeholder.
+            let managed = pattern
+                .filter(|_| certificate.is_placeholder())
+                .and_then(|host| view.managed.for_host(host))
+                .map_or(&certificate.certified, |managed| &managed.certified);
+            certificates.bound_mut(pattern).get_or_insert_with(|| Arc::clone(managed));
         }
     }
     certificates
+}
+
+/// A host answers authorities by itself unless one of its services has automatic certificates.
+fn challenges(view: &View) -> Challenges {
+    let mut challenges =
+        Challenges { thumbprint: view.managed.thumbprint.clone(), hosts: HostMap::default() };
+    for (service, _) in view.services() {
+        for pattern in patterns(service) {
+            let is_provable = matches!(pattern, Some(HostPattern::Exact(_)));
+            *challenges.hosts.bound_mut(pattern) |= is_provable && is_automatic(&service.policy);
+        }
+    }
+    challenges
+}
+
+fn certificate_ends(view: &View) -> Vec<(Arc<str>, u64)> {
+    let ends =
+        |(name, one): (&CertificateName, &ManagedCertificate)| (name.as_str().into(), one.not_after_ms);
+    view.managed.certificates.iter().map(ends).collect()
 }
 
 /// `None` is any host.
@@ -172,7 +206,7 @@ mod tests {
             let policy = Policy {
                 hosts: host.parse().into_iter().collect(),
                 path_prefixes: vec![prefix.parse().unwrap()],
-                tls: redirect.map(|redirect| TlsPolicy { redirect, files: None }),
+                tls: redirect.map(|redirect| TlsPolicy { redirect, ..TlsPolicy::default() }),
                 ..Policy::default()
             };
             let targets = vec!["127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()];
@@ -185,7 +219,8 @@ mod tests {
             live.insert(name.clone(), live_one);
             services.insert(name, service);
         }
-        View { state: Arc::new(state_file::State { generation: 1, services, ..Default::default() }), live }
+        let state = Arc::new(state_file::State { generation: 1, services, ..Default::default() });
+        View { state, live, ..View::default() }
     }
 
     fn route<'s>(snapshot: &'s Snapshot, host: &str, path: &str) -> &'s snapshot::Service {

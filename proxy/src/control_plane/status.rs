@@ -70,6 +70,7 @@ pub fn service(
         operation: operations.running(&service.name),
         policy: policy_patch::from_policy(&service.policy),
         halt: live.halt.as_ref().map(|halt| self::halt(halt)),
+        certificates: Vec::new(),
     }
 }
 

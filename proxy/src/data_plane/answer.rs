@@ -124,7 +124,9 @@ fn prefers_json(accept: Option<&HeaderValue>) -> bool {
 
 fn explain(reason: Reason) -> &'static str {
     match reason {
-        Reason::UnknownHost | Reason::UnknownPath => "There is nothing at this address.",
+        Reason::UnknownHost | Reason::UnknownPath | Reason::UnknownChallenge => {
+            "There is nothing at this address."
+        }
         Reason::BodyTooLarge => "What you sent is too large.",
         Reason::Stopped => "We are working on this application. Please try again later.",
         Reason::PauseTimeout | Reason::PauseFull => {

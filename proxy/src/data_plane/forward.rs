@@ -23,6 +23,7 @@ use super::answer;
 use super::body::{AnswerBody, EventStream, TargetBody};
 use super::buffering::requests::Intake;
 use super::buffering::responses::{self, Coming};
+use super::challenge;
 use super::exchange::{Connection, Exchange, Facts};
 use super::forwarded::{Forwarded, Trust, client_ip_header};
 use super::halt::{self, Passage};
@@ -48,6 +49,11 @@ pub async fn serve(exchange: Exchange) -> Response<AnswerBody> {
     let checked = hygiene::check(&mut facts.head.borrow_mut());
     if let Some(path) = &facts.connection.worker.config.health_path
         && let Some(response) = health::answer(path, checked, &facts)
+    {
+        return response;
+    }
+    if checked.is_ok()
+        && let Some(response) = challenge::answer(&facts)
     {
         return response;
     }
@@ -258,6 +264,8 @@ fn check_certificate(snapshot: &Snapshot, host: &str, facts: &Facts) -> Result<(
     let same_name = tls.server_name.as_deref() == Some(host);
     match certificate {
         Some(certificate) if same_name || Arc::ptr_eq(certificate, &tls.certificate) => Ok(()),
+        // Issued for this very handshake, and not published yet.
+        None if same_name && snapshot.on_demand.best(host) == Some(&true) => Ok(()),
         _ => Err(Reason::Misdirected),
     }
 }

@@ -16,7 +16,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
-use tokio_rustls::TlsAcceptor;
 use tower::Service;
 
 use super::activity::{Activity, Expired, Watchdog};
@@ -25,7 +24,7 @@ use super::exchange::{Connection, Tls};
 use super::http2_stream::{Ended, StreamTask};
 use super::roster::{Place, Told};
 use super::stack::stack;
-use super::tls;
+use super::tls::handshake::Open;
 use super::wire::Wire;
 use super::worker::Worker;
 use crate::clock;
@@ -133,27 +132,22 @@ fn try_read(stream: &TcpStream) -> io::Result<BytesMut> {
 /// Shakes hands, and only then builds what serving takes.
 pub async fn serve_tls(worker: Rc<Worker>, stream: TcpStream, accepted: Accepted) {
     accepted.place.shakes_hands();
-    let acceptor = TlsAcceptor::from(Arc::clone(&worker.tls));
     let wire = Wire::new(stream, Arc::clone(&accepted.activity));
-    let handshake = timeout(worker.config.limits.handshake_timeout, acceptor.accept(wire));
-    let stream = tokio::select! {
+    let shaken = tokio::select! {
         _ = accepted.place.told() => return,
-        shaken = handshake => match shaken {
-            Ok(Ok(stream)) => stream,
-            _ => {
-                worker.metrics.connections().handshakes_failed.fetch_add(1, Ordering::Relaxed);
-                return;
-            }
-        },
+        shaken = worker.handshakes.shake(wire, accepted.peer) => shaken,
+    };
+    let (stream, tls) = match shaken {
+        Ok(Some(Open { stream, tls })) => (stream, tls),
+        Ok(None) => return,
+        Err(_) => {
+            worker.metrics.connections().handshakes_failed.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
     };
     accepted.place.is_new(Instant::now());
-    let session = stream.get_ref().1;
-    let http2 = session.alpn_protocol() == Some(b"h2");
-    let server_name = session.server_name().map(str::to_ascii_lowercase);
-    // The one that the handshake showed, unless it was replaced in these milliseconds; then its successor.
-    let shown = tls::certificate(&worker.published.load().certificates, server_name.as_deref());
-    let Some(certificate) = shown else { return };
-    let tls = Some(Tls { certificate, server_name });
+    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let tls = Some(tls);
     let owner = Rc::clone(&worker);
     if http2 {
         worker.tasks.spawn_local(serve_http2(owner, stream, BytesMut::new(), accepted, tls));

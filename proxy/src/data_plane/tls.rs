@@ -1,5 +1,8 @@
 //! TLS towards clients: certificates come from the snapshot, by server name.
 
+pub mod handshake;
+
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use model::route::HostMap;
@@ -30,15 +33,16 @@ pub fn certificate(
     server_name: Option<&str>,
 ) -> Option<Arc<CertifiedKey>> {
     // Without a name only a service for any host can be meant; the empty name matches no other.
-    let name = server_name.unwrap_or_default();
-    let lower;
-    let name = if name.bytes().any(|b| b.is_ascii_uppercase()) {
-        lower = name.to_ascii_lowercase();
-        &lower
-    } else {
-        name
-    };
-    certificates.best(name).cloned().flatten()
+    let name = server_name.map(lower_case).unwrap_or_default();
+    certificates.best(&name).cloned().flatten()
+}
+
+/// As the snapshot has its names.
+fn lower_case(name: &str) -> Cow<'_, str> {
+    match name.bytes().any(|b| b.is_ascii_uppercase()) {
+        true => name.to_ascii_lowercase().into(),
+        false => name.into(),
+    }
 }
 
 struct FromSnapshot(Published);

@@ -14,9 +14,10 @@ use super::admission::Admission;
 use super::buffering::room::Room;
 use super::listener::{self, Listening};
 use super::roster::Roster;
-use super::tls;
+use super::tls::handshake::Handshakes;
 use super::upstream::pool::Pool;
 use super::upstream::retry::RetryBudget;
+use crate::certificate_asks::CertificateAsks;
 use crate::config::Config;
 use crate::snapshot::Published;
 use crate::telemetry::access_log::{AccessLog, Sink};
@@ -41,7 +42,7 @@ pub struct Worker {
     pub is_leaving: Cell<bool>,
     /// For redirects; `None` without an HTTPS listener.
     pub https_port: Option<u16>,
-    pub tls: Arc<rustls::ServerConfig>,
+    pub handshakes: Handshakes,
     /// Requests that a target works on for nobody; nobody waits for them at shutdown.
     pub abandoned: TaskTracker,
     /// What latencies are timed by.
@@ -63,6 +64,8 @@ pub struct Setup {
     pub https_port: Option<u16>,
     pub admission: Arc<Admission>,
     pub room: Arc<Room>,
+    /// For certificates that the snapshot does not hold.
+    pub asks: CertificateAsks,
 }
 
 impl Worker {
@@ -70,7 +73,11 @@ impl Worker {
         Rc::new(Self {
             index,
             roster: Roster::new(index, &setup.config, &setup.metrics, setup.admission),
-            tls: tls::server_config(setup.published.clone()),
+            handshakes: Handshakes::new(
+                setup.published.clone(),
+                setup.asks,
+                setup.config.limits.handshake_timeout,
+            ),
             config: setup.config,
             published: setup.published,
             metrics: setup.metrics,

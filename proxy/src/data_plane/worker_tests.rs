@@ -17,6 +17,7 @@ use super::admission::Admission;
 use super::buffering::room::Room;
 use super::listener::{Listening, listen};
 use super::worker::{self, Setup};
+use crate::certificate_asks::CertificateAsks;
 use crate::config::{Config, Flags, Listen};
 use crate::halt::Halt;
 use crate::release::{Endpoint, Release, Target};
@@ -61,6 +62,7 @@ impl Proxy {
             log,
             shutdown: shutdown.clone(),
             https_port: None,
+            asks: CertificateAsks::new().0,
             admission,
             room,
         };

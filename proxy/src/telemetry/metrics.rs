@@ -287,6 +287,8 @@ pub struct Gauges {
     pub waiting: Vec<(Labels, u64)>,
     /// Services that are paused or stopped.
     pub halted: Vec<Halted>,
+    /// Certificates by name, and the seconds until each ends.
+    pub certificates: Vec<(Arc<str>, i64)>,
 }
 
 pub struct Halted {
@@ -314,6 +316,9 @@ pub struct Process {
     /// Refused by hyper's parser, so that no request came of them.
     pub malformed_requests: AtomicU64,
     pub panics: AtomicU64,
+    /// Orders of certificates, by how they ended.
+    pub certificates_issued: AtomicU64,
+    pub certificates_failed: AtomicU64,
 }
 
 impl Metrics {
@@ -489,7 +494,17 @@ fn encode_gauges(encoder: &mut DescriptorEncoder<'_>, gauges: &Gauges) -> fmt::R
     encode_gauge(encoder, "sockets", "WebSockets and event streams of the target", sockets)?;
     let waiting = gauges.waiting.iter().map(|(labels, waiting)| (labels, *waiting));
     encode_gauge(encoder, "waiting", "Requests that wait for a seat of one of the targets", waiting)?;
-    encode_halted(encoder, &gauges.halted)
+    encode_halted(encoder, &gauges.halted)?;
+    encode_certificates(encoder, &gauges.certificates)
+}
+
+fn encode_certificates(encoder: &mut DescriptorEncoder<'_>, certificates: &[(Arc<str>, i64)]) -> fmt::Result {
+    let help = "Seconds until the certificate ends; negative once it has";
+    let mut metric = encoder.encode_descriptor("certificate_seconds_left", help, None, MetricType::Gauge)?;
+    for (name, left) in certificates {
+        metric.encode_family(&[("name", &**name)])?.encode_gauge(left)?;
+    }
+    Ok(())
 }
 
 fn encode_halted(encoder: &mut DescriptorEncoder<'_>, halted: &[Halted]) -> fmt::Result {
@@ -541,6 +556,14 @@ fn encode_process(encoder: &mut DescriptorEncoder<'_>, process: &Process) -> fmt
         let counter = prometheus_client::metrics::counter::ConstCounter::new(count.load(Ordering::Relaxed));
         counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
     }
+    let help = "Attempts to have a certificate issued, by outcome";
+    let mut metric = encoder.encode_descriptor("certificate_orders", help, None, MetricType::Counter)?;
+    for (outcome, count) in
+        [("issued", &process.certificates_issued), ("failed", &process.certificates_failed)]
+    {
+        let count = count.load(Ordering::Relaxed);
+        metric.encode_family(&[("outcome", outcome)])?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+    }
     Ok(())
 }
 
@@ -589,6 +612,7 @@ mod tests {
             in_flight: vec![(labels, 3, 1)],
             waiting: vec![(nobody, 7)],
             halted: halted.into(),
+            certificates: vec![("shop.test".into(), 86_400), ("old.test".into(), -5)],
         });
         let of = r#"service="shop",release="r1",cohort="stable",target="127.0.0.1:1""#;
         for line in [
@@ -607,6 +631,8 @@ mod tests {
             r#"portcullis_halted{service="shop",state="paused"} 1"#.to_owned(),
             r#"portcullis_halted{service="docs",state="stopped"} 1"#.to_owned(),
             r#"portcullis_paused_requests{service="shop"} 5"#.to_owned(),
+            r#"portcullis_certificate_seconds_left{name="shop.test"} 86400"#.to_owned(),
+            r#"portcullis_certificate_seconds_left{name="old.test"} -5"#.to_owned(),
         ] {
             assert!(text.contains(&line), "{line} is not in\n{text}");
         }
@@ -635,7 +661,12 @@ mod tests {
             let lines = lines.filter_map(|line| Some(line.split_once(r#"target="","#)?.1.to_owned()));
             lines.collect::<Vec<_>>()
         };
-        let gauges = || Gauges { in_flight: Vec::new(), waiting: Vec::new(), halted: Vec::new() };
+        let gauges = || Gauges {
+            in_flight: Vec::new(),
+            waiting: Vec::new(),
+            halted: Vec::new(),
+            certificates: Vec::new(),
+        };
         assert_eq!(
             lines(&metrics.render(gauges())),
             [

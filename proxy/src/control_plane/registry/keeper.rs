@@ -5,7 +5,7 @@
 
 mod declaring;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -14,7 +14,7 @@ use model::health::State as TargetState;
 use model::name::{ServiceName, TargetAddress};
 use model::protocol::{LoggedEvent, Problem, ProblemCode};
 use model::service::{Release as Record, Service};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::super::activations::{self, Activation, Factory, Live};
 use super::super::audit::{Audit, OURSELVES};
@@ -51,6 +51,8 @@ pub struct Keeper {
     monitor: Monitor,
     commands: mpsc::Receiver<Command>,
     health: mpsc::Receiver<HealthChange>,
+    /// For those who follow the state.
+    generation: watch::Sender<u64>,
 }
 
 impl Keeper {
@@ -61,8 +63,10 @@ impl Keeper {
         let monitor = Monitor::new(changes);
         let current = Arc::new(view);
         let shared = Arc::new(ArcSwap::new(Arc::clone(&current)));
-        let registry = Registry { view: Arc::clone(&shared), commands: sender, readings: monitor.readings() };
-        let mut keeper = Self { parts, current, shared, monitor, commands, health };
+        let (generation, generations) = watch::channel(current.state.generation);
+        let readings = monitor.readings();
+        let registry = Registry { view: Arc::clone(&shared), commands: sender, readings, generations };
+        let mut keeper = Self { parts, current, shared, monitor, commands, health, generation };
         keeper.watch();
         keeper.publish();
         (keeper, registry)
@@ -106,6 +110,10 @@ impl Keeper {
                 });
             }
             Command::Located(name, record, endpoints) => self.relocate(&name, &record, &endpoints),
+            Command::Managed(managed) => {
+                let View { state, live, .. } = &*self.current;
+                self.swap(View { state: Arc::clone(state), live: live.clone(), managed });
+            }
             Command::Tidy => self.tidy(),
             Command::Declare(declaration, answer) => {
                 let result = self.declare(*declaration).await;
@@ -124,7 +132,7 @@ impl Keeper {
         let state = self.save(state).await?;
 
         let before = self.take_copy(&commit.service);
-        let mut next = View { state, live: self.current.live.clone() };
+        let mut next = self.next(state, self.current.live.clone());
         match live {
             Some(live) => next.live.insert(commit.service.clone(), live),
             None => {
@@ -210,8 +218,12 @@ impl Keeper {
         let mut live = self.current.live.clone();
         if let Some(one) = live.get_mut(name) {
             change(one);
-            self.swap(View { state: Arc::clone(&self.current.state), live });
+            self.swap(self.next(Arc::clone(&self.current.state), live));
         }
+    }
+
+    fn next(&self, state: Arc<State>, live: BTreeMap<ServiceName, Live>) -> View {
+        View { state, live, managed: Arc::clone(&self.current.managed) }
     }
 
     fn swap(&mut self, next: View) {
@@ -219,6 +231,8 @@ impl Keeper {
         self.publish();
         self.shared.store(Arc::clone(&self.current));
         self.watch();
+        let generation = self.current.state.generation;
+        self.generation.send_if_modified(|known| std::mem::replace(known, generation) != generation);
     }
 
     fn publish(&self) {

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::{ControlPlane, ControlPlaneConfig};
 use crate::adapters::accounts::Accounts;
+use crate::certificate_asks::CertificateAsks;
 use crate::config::Groups;
 use crate::release::Release;
 use crate::snapshot::{Published, Service};
@@ -95,7 +96,8 @@ impl World {
         restored.own.pid = None;
         let mut serving = JoinSet::new();
         let stop = shutdown.clone();
-        serving.spawn(async move { restored.serve(Listeners::default(), stop).await.unwrap() });
+        let (_, asked) = CertificateAsks::new();
+        serving.spawn(async move { restored.serve(Listeners::default(), asked, stop).await.unwrap() });
         let world = Self { dir, published, shutdown, serving };
         world.until(|| world.dir.path().join("control.sock").exists()).await;
         world

@@ -9,7 +9,7 @@ use model::provenance::Mark;
 
 use super::super::super::files::Files;
 use super::super::super::{apply, declarations, now_ms, pages};
-use super::super::{Declaration, View};
+use super::super::Declaration;
 use super::Keeper;
 
 impl Keeper {
@@ -39,7 +39,7 @@ impl Keeper {
             let now = Files::current(service, read, Files::of(live), self.parts.file.dir()).await;
             now.put_into(live);
         }
-        self.swap(View { state, live });
+        self.swap(self.next(state, live));
         let new = declarations::undeclared(&before, &policies);
         let plans = declarations::plan(&before, &policies).into_iter().zip(policies.keys());
         for (plan, name) in plans.filter(|(_, name)| new.contains(name)) {
