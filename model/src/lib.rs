@@ -27,6 +27,7 @@ pub mod provenance;
 pub mod proxy_protocol;
 pub mod readers;
 pub mod reason;
+pub mod renewal;
 pub mod route;
 pub mod service;
 pub mod signatures;
