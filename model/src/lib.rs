@@ -16,6 +16,7 @@ pub mod forwarded;
 pub mod halt;
 pub mod health;
 pub mod holding;
+pub mod issuing;
 pub mod name;
 pub mod networks;
 pub mod pace;
