@@ -5,7 +5,9 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
-use harness::{Pebble, PebbleOptions};
+use harness::{AcmeFront, Fault, Pebble, PebbleOptions, SuggestedWindow};
+use model::issuing::Failure;
+use model::renewal::Window;
 use portcullis::adapters::acme::{
     AccountKey, AcmeError, Challenge, Client, Issued, Wanted, certified, challenge_certificate, facts,
 };
@@ -289,5 +291,139 @@ fn a_frozen_authority_does_not_hold_us_up_for_ever() {
         let error = client.begin(&wanted(&["shop.test"], ChallengeKind::Http01)).await.unwrap_err();
         pebble.thaw();
         assert!(matches!(error, AcmeError::Unreachable { .. }), "{error:?}");
+    });
+}
+
+/// An authority with what Debian's Pebble lacks.
+fn in_front(front: &AcmeFront) -> Authority {
+    Authority {
+        directory: front.directory(),
+        root: Some(front.root()),
+        contact: Vec::new(),
+        profile: None,
+        external_account: None,
+    }
+}
+
+#[test]
+fn renewal_information() {
+    runtime().block_on(async {
+        let pebble = Pebble::start();
+        let front = AcmeFront::before(&pebble);
+        let window = SuggestedWindow {
+            start_ms: 1_900_000_000_000,
+            end_ms: 1_900_000_600_000,
+            retry_after_seconds: 4321,
+        };
+        front.suggest(window);
+        let key = AccountKey::generate().unwrap();
+        let _answers = answer_tokens(&pebble, key.thumbprint()).await;
+        let client = Client::open(&in_front(&front), &key).await.unwrap();
+        let plain = wanted(&["shop.test"], ChallengeKind::Http01);
+        let first = client.order(&plain, at_once).await.unwrap();
+        let id = first.id.unwrap();
+
+        let told = client.renewal_info(&id).await.unwrap().unwrap();
+        assert_eq!(told.window, Window::new(window.start_ms, window.end_ms).unwrap());
+        // What has gone by since is taken off.
+        assert!((4000..=4321).contains(&told.retry_after.as_secs()), "{told:?}");
+        assert_eq!(told.explanation.as_deref(), Some("https://ca.test/why"));
+        assert_eq!(front.asked_for(), [id.as_str()]);
+
+        let renewal = Wanted { replaces: Some(id.clone()), ..plain };
+        let second = client.order(&renewal, at_once).await.unwrap();
+        assert_ne!(second.id, Some(id.clone()));
+        assert_eq!(front.orders().last().unwrap()["replaces"], id.as_str());
+        // It is replaced by now, and that is no reason to go without a certificate.
+        client.order(&renewal, at_once).await.unwrap();
+        let replaces: Vec<bool> = front.orders().iter().map(|order| !order["replaces"].is_null()).collect();
+        assert_eq!(replaces, [false, true, true, false]);
+
+        let swapped = SuggestedWindow { start_ms: window.end_ms, end_ms: window.start_ms, ..window };
+        front.suggest(swapped);
+        assert_eq!(client.renewal_info(&id).await, Ok(None), "a window that ends before it starts is none");
+        front.fail("/renewal-info", Fault::Answer { status: 404, retry_after: None, problem: None }, 1);
+        client.renewal_info(&id).await.unwrap_err();
+    });
+}
+
+#[test]
+fn profiles() {
+    runtime().block_on(async {
+        let pebble = Pebble::start();
+        let front = AcmeFront::before(&pebble);
+        let key = AccountKey::generate().unwrap();
+        let _answers = answer_tokens(&pebble, key.thumbprint()).await;
+        let asking = Authority { profile: Some("shortlived".to_owned()), ..in_front(&front) };
+        let shop = wanted(&["shop.test"], ChallengeKind::Http01);
+
+        // An authority that has none is not asked for one.
+        let client = Client::open(&asking, &key).await.unwrap();
+        client.begin(&shop).await.unwrap();
+        front.offer_profiles(&["classic", "tlsserver"]);
+        let error = Client::open(&asking, &key).await.unwrap().begin(&shop).await.unwrap_err();
+        let want = "the authority has no profile `shortlived`; it has classic, tlsserver";
+        assert_eq!(error.to_string(), want);
+        front.offer_profiles(&["classic", "shortlived"]);
+        Client::open(&asking, &key).await.unwrap().order(&shop, at_once).await.unwrap();
+        let asked: Vec<_> = front.orders().iter().map(|order| order["profile"].clone()).collect();
+        assert_eq!(asked, [serde_json::Value::Null, "shortlived".into()]);
+    });
+}
+
+#[test]
+fn an_authority_that_is_busy() {
+    runtime().block_on(async {
+        let pebble = Pebble::start();
+        let front = AcmeFront::before(&pebble);
+        let key = AccountKey::generate().unwrap();
+        let _answers = answer_tokens(&pebble, key.thumbprint()).await;
+        let client = Client::open(&in_front(&front), &key).await.unwrap();
+        let shop = wanted(&["shop.test"], ChallengeKind::Http01);
+
+        front.fail_orders(Fault::rate_limited(1234), 1);
+        let error = client.begin(&shop).await.unwrap_err();
+        assert!(matches!(error, AcmeError::RateLimited(_)), "{error:?}");
+        assert_eq!(error.retry_after().map(|wait| wait.as_secs()), Some(1234));
+        assert_eq!(error.failure(), Failure::Limited);
+        assert!(error.to_string().contains("too many certificates (5) already issued"), "{error}");
+
+        for (status, problem) in [(429, None), (503, None), (503, Some("down for maintenance"))] {
+            let problem = problem.map(|detail| serde_json::json!({ "detail": detail }));
+            let away = Fault::Answer { status, retry_after: Some("77".to_owned()), problem: problem.clone() };
+            front.fail_orders(away, 1);
+            let error = client.begin(&shop).await.unwrap_err();
+            assert_eq!(error.retry_after().map(|wait| wait.as_secs()), Some(77), "{status}: {error:?}");
+            let want = if status == 429 { Failure::Limited } else { Failure::Away };
+            assert_eq!(error.failure(), want, "{error:?}");
+            assert!(error.to_string().contains(&status.to_string()), "{error}");
+            assert!(problem.is_none() || error.to_string().contains("down for maintenance"), "{error}");
+        }
+
+        // In the middle of an order: what was begun is still good.
+        let begun = client.begin(&shop).await.unwrap();
+        front.fail("/finalize-order", Fault::Answer { status: 503, retry_after: None, problem: None }, 1);
+        let error = client.finish(&shop, &begun, at_once).await.unwrap_err();
+        assert!(!error.ends_the_order(), "{error:?}");
+        let issued = client.finish(&shop, &begun, at_once).await.unwrap();
+        serves(&issued, &["shop.test"]);
+        assert_eq!(pebble.orders(), 1);
+    });
+}
+
+#[test]
+fn new_contacts_are_told() {
+    runtime().block_on(async {
+        let pebble = Pebble::start();
+        let key = AccountKey::generate().unwrap();
+        let silent = Authority { contact: Vec::new(), ..authority(&pebble) };
+        let first = Client::open(&silent, &key).await.unwrap();
+        let told = Client::open(&authority(&pebble), &key).await.unwrap();
+        assert_eq!(first.account_url(), told.account_url());
+        // Pebble has them now, so that there is nothing to tell any more.
+        let before = pebble.log().lines().filter(|line| line.contains("POST /my-account/")).count();
+        Client::open(&authority(&pebble), &key).await.unwrap();
+        let after = pebble.log().lines().filter(|line| line.contains("POST /my-account/")).count();
+        assert_eq!((before > 0, after), (true, before));
     });
 }

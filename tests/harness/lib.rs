@@ -4,6 +4,7 @@
 //! Stories are plain `#[test]` functions. Whatever must go on meanwhile (load, sockets) runs on one runtime
 //! of the harness, so that a story that waits for a command never holds it up.
 
+mod acme_front;
 mod agentctl;
 mod binaries;
 mod browser;
@@ -31,6 +32,7 @@ mod wait;
 mod websocket;
 mod world;
 
+pub use acme_front::{AcmeFront, Fault, SuggestedWindow};
 pub use agentctl::{Agentctl, Ran};
 pub use binaries::{binaries_dir, binary_for_everybody, workspace_root};
 pub use browser::Browser;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use model::issuing::Failure;
 use serde::Deserialize;
 
 const NAMESPACE: &str = "urn:ietf:params:acme:error:";
@@ -72,6 +73,22 @@ impl AcmeError {
                 refusal.retry_after
             }
             _ => None,
+        }
+    }
+
+    /// What it means for the next attempt.
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::Unreachable { .. } | Self::TooSlow { .. } | Self::BadNonce | Self::Malformed(_) => {
+                Failure::Away
+            }
+            Self::RateLimited(_) => Failure::Limited,
+            Self::NotReady { .. } | Self::Account(_) | Self::Gone(_) => Failure::Ours,
+            Self::Refused(_)
+            | Self::Invalid { .. }
+            | Self::NoChallenge { .. }
+            | Self::Profile { .. }
+            | Self::Unusable(_) => Failure::Rejected,
         }
     }
 
