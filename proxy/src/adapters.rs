@@ -1,6 +1,7 @@
 //! What lies outside the process, each behind one module that speaks our words: files, accounts.
 
 pub mod accounts;
+pub mod acme;
 pub mod buffer_dir;
 pub mod certificate;
 pub mod fleet_key;
