@@ -13,6 +13,11 @@ use tokio::time::timeout;
 
 use self::server::{Server, eventually, free_port, redis_cli};
 
+/// As docs/operations.md has it.
+const ACL: &str = "ACL SETUSER edge on >hunter2 ~{portcullis}:* &{portcullis}:* +hmget +hset +hget +hdel +incr +del \
+                   +persist +pexpire +zadd +zrem +zrangebylex +time +evalsha +script|load +publish +subscribe \
+                   +unsubscribe +ping +select +role +cluster|slots";
+
 const TTL: Duration = Duration::from_secs(60);
 const DEADLINE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_secs(300);
@@ -28,6 +33,14 @@ fn config(ports: &[u16]) -> RedisConfig {
         topology: Topology::Single,
         prefix: "portcullis".to_owned(),
     }
+}
+
+/// Makes the user on each server.
+fn user(servers: &[&Server]) -> Login {
+    for server in servers {
+        redis_cli(server.port, &ACL.split_whitespace().collect::<Vec<_>>());
+    }
+    Login { username: Some("edge".to_owned()), password: Some("hunter2".to_owned()) }
 }
 
 fn store(config: &RedisConfig) -> Store {
@@ -105,11 +118,8 @@ async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
 #[tokio::test]
 async fn a_server_with_an_acl_user() {
     let server = Server::start(&["--requirepass", "everything"]);
-    let acl = "ACL SETUSER edge on >hunter2 ~{portcullis}:* &{portcullis}:* +hmget +hset +hget +hdel +incr +del \
-               +persist +pexpire +zadd +zrem +zrangebylex +time +evalsha +script|load +publish +subscribe \
-               +unsubscribe +ping +select";
     let mut arguments = vec!["-a", "everything"];
-    arguments.extend(acl.split_whitespace());
+    arguments.extend(ACL.split_whitespace());
     redis_cli(server.port, &arguments);
     let login = |username: Option<&str>, password: Option<&str>| RedisConfig {
         login: Login { username: username.map(str::to_owned), password: password.map(str::to_owned) },
@@ -202,6 +212,7 @@ async fn sentinels_that_fail_over() {
     let ports: Vec<u16> = sentinels.iter().map(|sentinel| sentinel.port).collect();
     let config = RedisConfig {
         topology: Topology::Sentinel { master: "main".to_owned(), login: Login::default() },
+        login: user(&[&master, &replica]),
         ..config(&ports)
     };
     eventually("the Sentinels know the replica and each other", || {
@@ -236,9 +247,14 @@ async fn a_cluster() {
         });
     }
     let ports: Vec<u16> = members.iter().map(|member| member.port).collect();
-    keeps_its_promises(&RedisConfig { topology: Topology::Cluster, ..config(&ports[..1]) }).await;
-    keeps_its_promises(&RedisConfig { topology: Topology::Cluster, prefix: "b".into(), ..config(&ports) })
-        .await;
+    let login = user(&members.iter().collect::<Vec<_>>());
+    for seeds in [&ports[..1], &ports] {
+        let config = RedisConfig { topology: Topology::Cluster, login: login.clone(), ..config(seeds) };
+        keeps_its_promises(&config).await;
+        for key in ["account", "certificates/shop.test", "locks/shop.test"] {
+            store(&config).delete(key).await.unwrap();
+        }
+    }
 
     let mut hints = Vec::new();
     for port in ports {
