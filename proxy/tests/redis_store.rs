@@ -99,11 +99,21 @@ async fn keeps_its_promises(config: &RedisConfig) {
     assert_eq!(one.get("certificates/shop.test").await.unwrap().unwrap().bytes, b"second");
 
     let mut watch = two.watch();
+    // A task of the daemon waits for it, on whatever thread.
+    drop((
+        send(watch.changed()),
+        send(one.put("account", b"", Expected::Absent)),
+        send(one.list("account/")),
+    ));
     timeout(PATIENCE, watch.changed()).await.expect("it listens");
     for _ in 0..2 {
         one.notify("certificates").await;
         timeout(PATIENCE, watch.changed()).await.expect("long before the poll");
     }
+}
+
+fn send<T: Send>(future: T) -> T {
+    future
 }
 
 async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {

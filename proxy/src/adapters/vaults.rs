@@ -14,11 +14,10 @@ const DIRECTORY: &str = "certs";
 
 #[derive(Debug, Clone)]
 pub struct Vaults {
-    /// What counts.
-    pub store: Vault,
-    /// What serves while a store that is shared is away, and after a restart without it. `None` where the store is on this
-    /// VM anyway.
-    pub copy: Option<Vault>,
+    /// On this VM. What serves while a store that is shared is away, and after a restart without it.
+    pub local: Vault,
+    /// What counts, where VMs share a store.
+    pub shared: Option<Vault>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -51,9 +50,6 @@ impl Vaults {
                 Some(Store::Redis(Box::new(RedisStore::new(redis, timing.deadline, timing.poll)?)))
             }
         };
-        Ok(match shared {
-            Some(shared) => Self { store: Vault::new(shared, key), copy: Some(local) },
-            None => Self { store: local, copy: None },
-        })
+        Ok(Self { local, shared: shared.map(|store| Vault::new(store, key)) })
     }
 }
