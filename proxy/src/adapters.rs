@@ -6,7 +6,7 @@ pub mod buffer_dir;
 pub mod certificate;
 pub mod fleet_key;
 pub mod page_files;
-pub mod secret_file;
+pub mod redis;
 pub mod state_dir;
 pub mod state_file;
 pub mod store;
