@@ -62,8 +62,7 @@ use crate::adapters::buffer_dir::BufferDir;
 use crate::adapters::fleet_key::{self, FleetKeyError};
 use crate::adapters::state_dir::{StateDir, StateDirError};
 use crate::adapters::state_file::{StateFile, StateFileError};
-use crate::adapters::store::seal::StoreKeyError;
-use crate::adapters::vaults::Vaults;
+use crate::adapters::vaults::{Vaults, VaultsError};
 use crate::certificate_asks::Asked;
 use crate::config::{Groups, StoreConfig};
 use crate::snapshot::Published;
@@ -99,7 +98,7 @@ pub enum ControlPlaneError {
     #[error(transparent)]
     FleetKey(#[from] FleetKeyError),
     #[error(transparent)]
-    StoreKey(#[from] StoreKeyError),
+    Vaults(#[from] VaultsError),
     #[error(transparent)]
     Socket(#[from] SocketError),
     #[error("a part of the control plane broke while it started")]

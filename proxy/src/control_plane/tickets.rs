@@ -32,7 +32,7 @@ enum TicketsError {
 
 /// Takes what this VM had before its restart.
 pub async fn restore(vaults: &Vaults, keys: &TicketKeys) {
-    let found = read(vaults.copy.as_ref().unwrap_or(&vaults.store)).await;
+    let found = read(&vaults.local).await;
     match found {
         Ok((ring, _)) => keys.replace(ring, now_ms()),
         Err(error) => tracing::warn!(%error, "sessions from before the restart are not resumed"),
@@ -41,7 +41,7 @@ pub async fn restore(vaults: &Vaults, keys: &TicketKeys) {
 
 /// Turns the ring and joins it with the store's, until `shutdown`.
 pub async fn keep(vaults: Vaults, keys: TicketKeys, shutdown: CancellationToken) {
-    let mut watch = vaults.store.watch();
+    let mut watch = vaults.store().watch();
     let mut is_alone = false;
     loop {
         match join(&vaults, &keys).await {
@@ -67,12 +67,12 @@ pub async fn keep(vaults: Vaults, keys: TicketKeys, shutdown: CancellationToken)
 
 async fn join(vaults: &Vaults, keys: &TicketKeys) -> Result<(), TicketsError> {
     for _ in 0..CONFLICTS_MAX {
-        let (stored, expected) = read(&vaults.store).await?;
+        let (stored, expected) = read(vaults.store()).await?;
         let now_ms = now_ms();
         let ring = stored.joined(&keys.ring()).turned(now_ms, fresh);
         if ring != stored {
-            match vaults.store.put(KEY, &print(&ring), expected).await {
-                Ok(_) => vaults.store.notify(KEY).await,
+            match vaults.store().put(KEY, &print(&ring), expected).await {
+                Ok(_) => vaults.store().notify(KEY).await,
                 // Whoever was first has made the keys; ours of this try are forgotten.
                 Err(StoreError::Conflict { .. }) => continue,
                 Err(error) => return Err(error.into()),
@@ -93,7 +93,7 @@ async fn take(vaults: &Vaults, keys: &TicketKeys, ring: Ring, now_ms: u64) {
     let is_news = ring != keys.ring();
     let text = print(&ring);
     keys.replace(ring, now_ms);
-    if let Some(copy) = vaults.copy.as_ref().filter(|_| is_news)
+    if let Some(copy) = vaults.copy().filter(|_| is_news)
         && let Err(error) = copy.put(KEY, &text, Expected::Anything).await
     {
         tracing::warn!(%error, "after a restart without the store, sessions from before it are not resumed");
