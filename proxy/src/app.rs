@@ -98,6 +98,8 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
             fleet_secret: config.fleet_secret.as_ref().map(|secret| FleetSecret::new(secret.as_bytes())),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             buffers: config.buffers.directory.clone(),
+            acme: config.acme.clone(),
+            store: config.store.clone(),
         },
         published.clone(),
         Arc::clone(&metrics),

@@ -49,6 +49,10 @@ use tokio_util::task::TaskTracker;
 
 use self::activations::Factory;
 use self::audit::Audit;
+use self::certificates::challenges::{self, Board};
+use self::certificates::handle;
+use self::certificates::manager::{self, Found, Manager};
+use self::certificates::shelf::Shelf;
 use self::context::Context;
 use self::handlers::Api;
 use self::operations::Operations;
@@ -58,8 +62,9 @@ use crate::adapters::buffer_dir::BufferDir;
 use crate::adapters::fleet_key::{self, FleetKeyError};
 use crate::adapters::state_dir::{StateDir, StateDirError};
 use crate::adapters::state_file::{StateFile, StateFileError};
+use crate::adapters::vaults::VaultsError;
 use crate::certificate_asks::Asked;
-use crate::config::Groups;
+use crate::config::{Acme, Groups, StoreConfig};
 use crate::snapshot::Published;
 use crate::telemetry::metrics::Metrics;
 
@@ -76,6 +81,9 @@ pub struct ControlPlaneConfig {
     pub version: String,
     /// Where buffered bodies go that do not fit into memory.
     pub buffers: PathBuf,
+    /// `None`: automatic certificates are off.
+    pub acme: Option<Acme>,
+    pub store: StoreConfig,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +96,8 @@ pub enum ControlPlaneError {
     FleetKey(#[from] FleetKeyError),
     #[error(transparent)]
     Socket(#[from] SocketError),
+    #[error(transparent)]
+    Vaults(#[from] VaultsError),
     #[error("a part of the control plane broke while it started")]
     Task(#[from] tokio::task::JoinError),
 }
@@ -103,6 +113,9 @@ pub struct ControlPlane {
     unlocated: Vec<restore::Unlocated>,
     started_ms: u64,
     own: server::Own,
+    shelf: Shelf,
+    found: Found,
+    metrics: Arc<Metrics>,
     /// Locks the state directory for as long as this lives.
     _dir: StateDir,
 }
@@ -116,18 +129,23 @@ impl ControlPlane {
     ) -> Result<Self, ControlPlaneError> {
         let started_ms = now_ms();
         let (path, secret) = (config.state_dir.clone(), config.fleet_secret.clone());
-        let (dir, file, loaded, secret) = tokio::task::spawn_blocking(move || {
+        let store = config.store.clone();
+        let (dir, file, loaded, secret, shelf) = tokio::task::spawn_blocking(move || {
             let dir = StateDir::open(&path)?;
             let file = StateFile::in_dir(dir.path());
             let loaded = file.load()?;
             let secret = secret.map_or_else(|| fleet_key::load_or_create(&dir), Ok)?;
-            Ok::<_, ControlPlaneError>((dir, file, loaded, secret))
+            let shelf = Shelf::open(&store, dir.path())?;
+            Ok::<_, ControlPlaneError>((dir, file, loaded, secret, shelf))
         })
         .await??;
         restore::report(&loaded);
         let workers = config.workers;
         let factory = || Factory::new(Arc::clone(&metrics), workers);
-        let (view, unlocated) = restore::view(loaded.state, &factory(), dir.path()).await;
+        let (mut view, unlocated) = restore::view(loaded.state, &factory(), dir.path()).await;
+        // From this VM's own disk: nobody else is waited for before HTTPS is there.
+        let found = Found::on(&shelf).await;
+        view.managed = Arc::new(found.managed(config.acme.is_some()));
         let (audit, operations) = (Audit::default(), Operations::default());
         let parts = Parts {
             file,
@@ -148,6 +166,9 @@ impl ControlPlane {
             unlocated,
             started_ms,
             own: server::Own::this_process(),
+            shelf,
+            found,
+            metrics,
             _dir: dir,
         })
     }
@@ -159,8 +180,9 @@ impl ControlPlane {
         asked: Asked,
         shutdown: CancellationToken,
     ) -> Result<(), ControlPlaneError> {
-        let Self { config, registry, keeper, factory, audit, operations, unlocated, started_ms, own, _dir } =
+        let Self { config, registry, keeper, factory, audit, operations, unlocated, started_ms, own, .. } =
             self;
+        let Self { shelf, found, metrics, _dir, .. } = self;
         // Whoever may do more is in this group too: a socket has only one.
         let read = config.groups.read.clone();
         let group = tokio::task::spawn_blocking(move || Accounts::read().ok()?.group_id(&read)).await?;
@@ -171,6 +193,24 @@ impl ControlPlane {
         let bound = socket::bind(&config.control_path, group)?;
 
         let tasks = TaskTracker::new();
+        let authorities = config.acme.map(Arc::new);
+        let (certificates, desk) = handle::channel(authorities.as_deref());
+        let board = Board::new(shelf.clone());
+        let Asked { challenges, on_demand } = asked;
+        drop(on_demand);
+        tasks.spawn(challenges::answer(board.clone(), challenges, shutdown.clone()));
+        let parts = manager::Parts {
+            shelf,
+            authorities,
+            registry: registry.clone(),
+            desk,
+            board,
+            audit: audit.clone(),
+            metrics,
+            owner: manager::owner(),
+            now_ms,
+        };
+        tasks.spawn(Manager::new(parts, &found).run(shutdown.clone()));
         let control = Some(config.control_path.display().to_string());
         let context = Arc::new(Context {
             registry: registry.clone(),
@@ -181,6 +221,7 @@ impl ControlPlane {
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),
             buffers: BufferDir::at(&config.buffers),
+            certificates,
         });
         tasks.spawn(restore::locate(unlocated, registry, shutdown.clone()));
         let api = Arc::new(Api {
@@ -191,7 +232,6 @@ impl ControlPlane {
             workers: config.workers,
         });
         // Nobody answers yet: handshakes that ask get no certificate.
-        drop(asked);
         let serving = async {
             server::serve(bound, api, own, shutdown).await;
             // No new operation can begin; those under way end by themselves. With the last of them the

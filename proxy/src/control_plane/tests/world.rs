@@ -87,6 +87,13 @@ impl World {
             fleet_secret: None,
             version: "test".into(),
             buffers: dir.path().join("state/buffers"),
+            acme: None,
+            store: crate::config::StoreConfig {
+                shared: None,
+                key: crate::config::KeySource::OwnOf(dir.path().join("state")),
+                poll: Duration::from_secs(60),
+                timeout: Duration::from_secs(5),
+            },
         };
         let published = Published::default();
         let shutdown = CancellationToken::new();
