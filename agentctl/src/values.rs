@@ -228,8 +228,6 @@ pub(crate) fn absolute_path(text: &str) -> Result<String, InvalidValue> {
 pub(crate) enum Reason {
     Unspecified,
     KeyCompromise,
-    Superseded,
-    CessationOfOperation,
 }
 
 impl From<Reason> for RevocationReason {
@@ -237,8 +235,6 @@ impl From<Reason> for RevocationReason {
         match reason {
             Reason::Unspecified => Self::Unspecified,
             Reason::KeyCompromise => Self::KeyCompromise,
-            Reason::Superseded => Self::Superseded,
-            Reason::CessationOfOperation => Self::CessationOfOperation,
         }
     }
 }

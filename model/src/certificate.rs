@@ -120,6 +120,11 @@ fn obtainable(policy: &Policy) -> impl Iterator<Item = &HostName> {
     })
 }
 
+/// Whether authorities can be shown that it is ours, without DNS.
+pub fn is_obtainable(host: &HostPattern) -> bool {
+    matches!(host, HostPattern::Exact(name) if !is_address(name))
+}
+
 fn is_address(host: &HostName) -> bool {
     host.as_str().trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
 }

@@ -902,13 +902,11 @@ pub struct RevokeRequest {
     pub reason: RevocationReason,
 }
 
-/// RFC 5280 §5.3.1, as far as authorities take them.
+/// RFC 5280 §5.3.1, as far as it matters to authorities.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RevocationReason {
     #[default]
     Unspecified,
     KeyCompromise,
-    Superseded,
-    CessationOfOperation,
 }

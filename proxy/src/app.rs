@@ -103,6 +103,7 @@ async fn serve(config: Arc<Config>) -> Result<(), AppError> {
             ticket_keys: ticket_keys.clone(),
             store: config.store.clone(),
             certificate_check_interval: config.certificate_check_interval,
+            acme: config.acme.clone(),
         },
         published.clone(),
         Arc::clone(&metrics),

@@ -53,6 +53,10 @@ use tokio_util::task::TaskTracker;
 
 use self::activations::Factory;
 use self::audit::Audit;
+use self::certificates::challenges::{self, Board};
+use self::certificates::handle;
+use self::certificates::manager::{self, Found, Manager};
+use self::certificates::shelf::Shelf;
 use self::context::Context;
 use self::handlers::Api;
 use self::operations::Operations;
@@ -64,7 +68,7 @@ use crate::adapters::state_dir::{StateDir, StateDirError};
 use crate::adapters::state_file::{StateFile, StateFileError};
 use crate::adapters::vaults::{Vaults, VaultsError};
 use crate::certificate_asks::Asked;
-use crate::config::{Groups, StoreConfig};
+use crate::config::{Acme, Groups, StoreConfig};
 use crate::snapshot::Published;
 use crate::telemetry::metrics::Metrics;
 use crate::ticket_keys::TicketKeys;
@@ -87,6 +91,8 @@ pub struct ControlPlaneConfig {
     pub store: StoreConfig,
     /// Between two looks at the files of own certificates.
     pub certificate_check_interval: Duration,
+    /// `None`: automatic certificates are off.
+    pub acme: Option<Acme>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +123,9 @@ pub struct ControlPlane {
     started_ms: u64,
     own: server::Own,
     vaults: Vaults,
+    shelf: Shelf,
+    found: Found,
+    metrics: Arc<Metrics>,
     /// Locks the state directory for as long as this lives.
     _dir: StateDir,
 }
@@ -142,9 +151,13 @@ impl ControlPlane {
         .await??;
         restore::report(&loaded);
         tickets::restore(&vaults, &config.ticket_keys).await;
+        let shelf = Shelf::of(&vaults);
         let workers = config.workers;
         let factory = || Factory::new(Arc::clone(&metrics), workers);
-        let (view, unlocated) = restore::view(loaded.state, &factory(), dir.path()).await;
+        let (mut view, unlocated) = restore::view(loaded.state, &factory(), dir.path()).await;
+        // From this VM's own disk: nobody else is waited for before HTTPS is there.
+        let found = Found::on(&shelf).await;
+        view.managed = Arc::new(found.managed(config.acme.is_some()));
         let (audit, operations) = (Audit::default(), Operations::default());
         let parts = Parts {
             file,
@@ -166,6 +179,9 @@ impl ControlPlane {
             started_ms,
             own: server::Own::this_process(),
             vaults,
+            shelf,
+            found,
+            metrics,
             _dir: dir,
         })
     }
@@ -177,19 +193,9 @@ impl ControlPlane {
         asked: Asked,
         shutdown: CancellationToken,
     ) -> Result<(), ControlPlaneError> {
-        let Self {
-            config,
-            registry,
-            keeper,
-            factory,
-            audit,
-            operations,
-            unlocated,
-            started_ms,
-            own,
-            vaults,
-            _dir,
-        } = self;
+        let Self { config, registry, keeper, factory, audit, operations, unlocated, started_ms, own, .. } =
+            self;
+        let Self { vaults, shelf, found, metrics, _dir, .. } = self;
         // Whoever may do more is in this group too: a socket has only one.
         let read = config.groups.read.clone();
         let group = tokio::task::spawn_blocking(move || Accounts::read().ok()?.group_id(&read)).await?;
@@ -200,6 +206,24 @@ impl ControlPlane {
         let bound = socket::bind(&config.control_path, group)?;
 
         let tasks = TaskTracker::new();
+        let authorities = config.acme.map(Arc::new);
+        let (certificates, desk) = handle::channel(authorities.as_deref());
+        let board = Board::new(shelf.clone());
+        let Asked { challenges, on_demand } = asked;
+        drop(on_demand);
+        tasks.spawn(challenges::answer(board.clone(), challenges, shutdown.clone()));
+        let parts = manager::Parts {
+            shelf,
+            authorities,
+            registry: registry.clone(),
+            desk,
+            board,
+            audit: audit.clone(),
+            metrics,
+            owner: manager::owner(),
+            now_ms,
+        };
+        tasks.spawn(Manager::new(parts, &found).run(shutdown.clone()));
         let control = Some(config.control_path.display().to_string());
         let context = Arc::new(Context {
             registry: registry.clone(),
@@ -210,6 +234,7 @@ impl ControlPlane {
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),
             buffers: BufferDir::at(&config.buffers),
+            certificates,
         });
         let interval = config.certificate_check_interval;
         tasks.spawn(certificate_reload::run(registry.clone(), interval, shutdown.clone()));
@@ -223,7 +248,6 @@ impl ControlPlane {
             workers: config.workers,
         });
         // Nobody answers yet: handshakes that ask get no certificate.
-        drop(asked);
         let serving = async {
             server::serve(bound, api, own, shutdown).await;
             // No new operation can begin; those under way end by themselves. With the last of them the

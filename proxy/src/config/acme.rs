@@ -4,11 +4,10 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{ConfigError, duration};
+use super::ConfigError;
 
 const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 const LETS_ENCRYPT_STAGING: &str = "https://acme-staging-v02.api.letsencrypt.org/directory";
@@ -27,7 +26,6 @@ pub(super) struct RawAcme {
     eab_key_id: Option<String>,
     eab_hmac_key_file: Option<PathBuf>,
     challenges: Option<Vec<String>>,
-    poll: Option<String>,
     fallback: Vec<RawAuthority>,
 }
 
@@ -52,8 +50,6 @@ pub struct Acme {
     pub fallback: Vec<Authority>,
     /// In order of preference, never empty.
     pub challenges: Vec<ChallengeKind>,
-    /// How often the store is looked at for what others have put there, where it does not tell by itself.
-    pub poll: Duration,
 }
 
 /// A certificate authority: its directory, and who we are there.
@@ -91,6 +87,14 @@ pub enum ChallengeKind {
     TlsAlpn01,
 }
 
+impl Acme {
+    /// The authority with this directory, if it is one of ours.
+    pub fn find(&self, directory: &str) -> Option<&Authority> {
+        let all = std::iter::once(&self.production).chain(&self.staging).chain(&self.fallback);
+        all.into_iter().find(|one| one.directory == directory)
+    }
+}
+
 /// Which listeners are on, and what is named outside of the file.
 pub(super) struct Surroundings {
     pub directory: Option<String>,
@@ -101,7 +105,6 @@ pub(super) struct Surroundings {
 /// `None`: automatic certificates are off, and placeholders stay.
 pub(super) fn resolve(raw: RawAcme, around: Surroundings) -> Result<Option<Acme>, ConfigError> {
     let named = around.directory.or(raw.directory);
-    let poll = duration("acme.poll", raw.poll.as_ref(), 60)?;
     let challenges = challenges(raw.challenges, around.http, around.https)?;
     if named.as_deref() == Some("off") {
         return Ok(None);
@@ -139,7 +142,6 @@ pub(super) fn resolve(raw: RawAcme, around: Surroundings) -> Result<Option<Acme>
         staging: staging.map(|one| authority("acme.staging_directory", one, contact)).transpose()?,
         fallback: fallback.collect::<Result<_, _>>()?,
         challenges,
-        poll,
     }))
 }
 
@@ -235,7 +237,6 @@ mod tests {
         assert_eq!(plain.production.directory, LETS_ENCRYPT);
         assert_eq!(plain.staging.map(|one| one.directory).as_deref(), Some(LETS_ENCRYPT_STAGING));
         assert_eq!(plain.challenges, [ChallengeKind::Http01, ChallengeKind::TlsAlpn01]);
-        assert_eq!(plain.poll, Duration::from_secs(60));
 
         let other = acme("directory = \"https://ca.test/dir\"", None, false, true).unwrap().unwrap();
         assert_eq!((other.production.directory.as_str(), other.staging), ("https://ca.test/dir", None));
@@ -286,7 +287,6 @@ mod tests {
             ("challenges = [\"dns-01\"]", "neither `http-01` nor `tls-alpn-01`"),
             ("challenges = [\"http-01\"]", "which is off"),
             ("challenges = []", "at least one"),
-            ("poll = \"0s\"", "longer than 0s"),
             ("[[fallback]]\nroot = \"/x\"", "`acme.fallback`"),
             ("server = \"x\"", "unknown field `server`, expected one of `directory`"),
         ] {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use model::protocol::{Applied, DeclareRequest, Plan, Problem, ProblemCode};
 
+use super::certificates;
 use super::context::{Context, Shared};
 use super::declarations::{self, Policies};
 use super::files::Files;
@@ -23,6 +24,7 @@ pub async fn plan(context: &Context, request: &DeclareRequest) -> Result<Plan, P
     declarations::check_generation(state, request.generation)?;
     declarations::check_routes(state, &policies)?;
     for policy in policies.values() {
+        certificates::check(policy, &context.certificates)?;
         Files::load(policy).await?;
     }
     let services = declarations::plan(state, &policies);
@@ -37,6 +39,7 @@ pub async fn apply(context: &Shared, actor: String, request: &DeclareRequest) ->
     declarations::check_routes(state, &policies)?;
     let mut files = BTreeMap::new();
     for (name, policy) in &policies {
+        certificates::check(policy, &context.certificates)?;
         files.insert(name.clone(), Files::load(policy).await?);
     }
     let services = declarations::plan(state, &policies);

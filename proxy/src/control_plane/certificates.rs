@@ -1,15 +1,29 @@
 //! Which certificate each service has: its files', or a placeholder that is made once for its hosts.
 
+pub mod attempt;
+pub mod challenges;
+pub mod document;
+pub mod entry;
+pub mod handle;
 pub mod managed;
+pub mod manager;
+pub mod report;
+pub mod shelf;
+pub mod waiting;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use model::certificate::{CertificateName, WantedCertificate};
 use model::name::HostPattern;
 use model::protocol::{Problem, ProblemCode};
 use model::service::{Policy, Service};
 use rustls::sign::CertifiedKey;
 
+use self::handle::Handle;
+use self::managed::Managed;
 use super::own_certificates::{OwnCertificates, Place};
+use super::registry::View;
 use crate::adapters::certificate;
 
 #[derive(Debug, Clone)]
@@ -84,21 +98,66 @@ pub async fn load(policy: &Policy) -> Result<Option<ServiceCertificate>, Problem
     }
 }
 
+/// The automatic certificates that the services of `view` want.
+pub fn wanted(view: &View) -> BTreeMap<CertificateName, WantedCertificate> {
+    model::certificate::wanted(view.services().map(|(service, _)| (&service.name, &service.policy)))
+}
+
+/// A day as people write it.
+fn day(at_ms: u64) -> String {
+    let time = i64::try_from(at_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    time.map_or_else(|| format!("{at_ms} ms"), |time| time.strftime("%Y-%m-%d %H:%M UTC").to_string())
+}
+
+/// Refuses a policy whose hosts cannot all have the certificates that it wants.
+pub fn check(policy: &Policy, certificates: &Handle) -> Result<(), Problem> {
+    if !certificates.is_on() {
+        return Ok(());
+    }
+    let wants_staging = policy.tls.as_ref().is_some_and(|tls| tls.files.is_empty() && tls.staging);
+    if wants_staging && !certificates.has_staging() {
+        let message = "tls_staging: the agent knows no staging area of its certificate authority";
+        return Err(Problem::new(ProblemCode::Invalid, message)
+            .hint("leave it out, or set `staging_directory` in `[acme]` of the agent's configuration"));
+    }
+    model::certificate::check(policy)
+}
+
 /// What the last line of a deploy says of HTTPS: which certificate `shown` is, and what browsers will say.
-pub fn remark(shown: Option<&ServiceCertificate>, policy: &Policy) -> String {
+/// `managed`: those that came by themselves, unless that is off.
+pub fn remark(shown: Option<&ServiceCertificate>, policy: &Policy, managed: Option<&Managed>) -> String {
     if policy.tls.is_none() {
         return String::new();
     }
-    match shown.map(|shown| &shown.source) {
-        None => "; HTTPS has no certificate: see the daemon's log".to_owned(),
-        Some(Source::Files(own)) => own.remark(),
-        Some(Source::Placeholder(_, own)) => {
-            let why = match own {
-                Some(_) => "its certificate files cannot be used",
-                None => "no certificate files are named (`--tls-certificate-path`, `--tls-private-key-path`)",
-            };
-            format!("; HTTPS shows a self-signed placeholder, because {why}")
+    let why = match (shown.map(|shown| &shown.source), managed) {
+        (None, _) => return "; HTTPS has no certificate: see the daemon's log".to_owned(),
+        (Some(Source::Files(own)), _) => return own.remark(),
+        (Some(Source::Placeholder(_, Some(_))), _) => "its certificate files cannot be used",
+        (Some(Source::Placeholder(_, None)), Some(managed)) => return automatic(policy, managed),
+        (Some(Source::Placeholder(_, None)), None) => {
+            "no certificate files are named (`--tls-certificate-path`, `--tls-private-key-path`), and automatic \
+             certificates are off"
         }
+    };
+    format!("; HTTPS shows a self-signed placeholder, because {why}")
+}
+
+fn automatic(policy: &Policy, managed: &Managed) -> String {
+    let missing: Vec<String> = policy
+        .hosts
+        .iter()
+        .filter(|host| managed.for_host(host).is_none())
+        .map(|host| format!("`{host}`"))
+        .collect();
+    let staging = policy.hosts.iter().filter_map(|host| managed.for_host(host)).any(|one| one.staging);
+    let staging = if staging { ", of a staging area that browsers do not trust" } else { "" };
+    match missing.is_empty() {
+        true => format!("; HTTPS shows its automatic certificate{staging}"),
+        false => format!(
+            "; HTTPS shows a self-signed placeholder for {} until the certificate is there: `agentctl certs list` \
+             shows how far it is",
+            missing.join(", ")
+        ),
     }
 }
 
@@ -147,7 +206,22 @@ mod tests {
     use model::service::{CertificateFiles, TlsPolicy};
 
     use super::super::own_certificates::{Place, Trouble};
+    use super::managed::ManagedCertificate;
     use super::*;
+
+    fn managed(hosts: &[&str]) -> Managed {
+        let hosts: Vec<HostPattern> = hosts.iter().map(|host| host.parse().unwrap()).collect();
+        let name = CertificateName::of(&hosts[0]);
+        let certified = certificate::self_signed(&hosts).unwrap();
+        let one = ManagedCertificate {
+            hosts,
+            certified,
+            not_after_ms: 0,
+            directory: "https://ca.test/".into(),
+            staging: false,
+        };
+        Managed { certificates: [(name, one)].into(), ..Managed::default() }
+    }
 
     #[test]
     fn what_is_said_of_a_certificate() {
@@ -160,18 +234,23 @@ mod tests {
         let placeholder = |own| shown(Source::Placeholder(Vec::new(), own));
         let with =
             |files: &[CertificateFiles]| Some(TlsPolicy { files: files.to_vec(), ..TlsPolicy::default() });
-        for (tls, shown, want) in [
-            (None, None, ""),
+        let off = None;
+        let (none, one) = (Managed::default(), managed(&["shop.test"]));
+        for (tls, shown, managed, want) in [
+            (None, None, off, ""),
             (
                 with(&[files.clone()]),
                 placeholder(Some(lost.clone())),
+                off,
                 "because its certificate files cannot be used",
             ),
-            (with(&[]), placeholder(None), "because no certificate files are named"),
-            (with(&[]), None, "HTTPS has no certificate"),
+            (with(&[]), placeholder(None), off, "because no certificate files are named"),
+            (with(&[]), placeholder(None), Some(&none), "placeholder for `shop.test` until"),
+            (with(&[]), placeholder(None), Some(&one), "shows its automatic certificate"),
+            (with(&[]), None, off, "HTTPS has no certificate"),
         ] {
             let policy = Policy { tls, hosts: hosts.clone(), ..Policy::default() };
-            let said = remark(shown.as_ref(), &policy);
+            let said = remark(shown.as_ref(), &policy, managed);
             assert!(said.contains(want) && want.is_empty() == said.is_empty(), "{said:?}, not {want:?}");
         }
     }

@@ -13,6 +13,8 @@ use tokio_util::task::TaskTracker;
 
 use super::activations::{Activation, Factory};
 use super::audit::Audit;
+use super::certificates::handle::Handle;
+use super::certificates::managed::Managed;
 use super::changes::Change;
 use super::endpoints;
 use super::files::Files;
@@ -39,6 +41,8 @@ pub struct Context {
     pub tasks: TaskTracker,
     pub shutdown: CancellationToken,
     pub buffers: BufferDir,
+    /// The manager of automatic certificates.
+    pub certificates: Handle,
 }
 
 /// A release that an operator asks for: parsed, looked up, not yet gated.
@@ -96,6 +100,39 @@ impl Context {
         let tested = tokio::task::spawn_blocking(move || buffers.test()).await;
         let tested = tested.map_err(|error| Problem::from_error(ProblemCode::Internal, &error))?;
         tested.map_err(|error| Problem::from_error(ProblemCode::Storage, &error).hint(BufferDir::HINT))
+    }
+
+    /// Certificates that came by themselves; `None` where none will.
+    pub fn managed(&self) -> Option<Arc<Managed>> {
+        self.certificates.is_on().then(|| Arc::clone(&self.registry.view().managed))
+    }
+
+    /// A line of the audit log for what changes no service.
+    pub fn record(&self, kind: &str, service: Option<&ServiceName>, actor: String, message: String) {
+        self.audit.record(LoggedEvent {
+            at_ms: super::now_ms(),
+            generation: self.registry.view().state.generation,
+            kind: kind.to_owned(),
+            service: service.map(ToString::to_string),
+            release: None,
+            target: None,
+            actor,
+            message,
+        });
+    }
+
+    /// The end of an operation on a certificate.
+    pub fn certificate_done(&self, message: String) -> Done {
+        Done {
+            message,
+            service: String::new(),
+            stable: None,
+            held: None,
+            canary: None,
+            weight: None,
+            generation: self.registry.view().state.generation,
+            changed: true,
+        }
     }
 
     /// Waits for the gate to open. A failure is remembered in the history.

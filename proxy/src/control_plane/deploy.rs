@@ -1,6 +1,7 @@
 //! Deploys: a new release passes the gate, takes the traffic, and is watched while the old one drains.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use model::canary::Cohort;
 use model::cutover::{DrainPlan, Event as Step, Plan};
@@ -11,9 +12,9 @@ use model::service::{Policy, Service};
 
 use super::activations::{Activation, Live};
 use super::bake::Bake;
-use super::certificates::{self, ServiceCertificate};
+use super::certificates::{self, ServiceCertificate, waiting};
 use super::changes::{self, Change};
-use super::context::{Candidate, Context, Gated, Shared, Wanted, accepted};
+use super::context::{self, Candidate, Context, Gated, Shared, Wanted, accepted};
 use super::files::Files;
 use super::operations::Claim;
 use super::pause;
@@ -37,6 +38,8 @@ struct Deploy {
     reporter: Reporter,
     /// The gate is not waited for.
     force: bool,
+    /// How long the service's automatic certificates are waited for.
+    wait_tls: Option<Duration>,
 }
 
 /// Refuses at once what can be refused; otherwise the deploy goes on by itself, and the events tell of it.
@@ -52,6 +55,8 @@ pub async fn start(
     let declared = view.state.declared.get(&name).map(|declared| &declared.policy);
     let current = service.map(|service| &service.policy).or(declared).cloned().unwrap_or_default();
     let policy = policy_patch::apply(&request.policy, current)?;
+    certificates::check(&policy, &context.certificates)?;
+    let wait_tls = wait_tls(&context, &request, &policy)?;
     let mut candidate = context.candidate(Wanted::of(&request), service).await?;
     let files = Files::load(&policy).await?;
     changes::check_routes(&view.state, &name, &policy)?;
@@ -68,7 +73,7 @@ pub async fn start(
             let done = already(&context, service, files.certificate.as_ref().or(live.certificate.as_ref()));
             reload_files(&context, service, files).await?;
             drop(claim);
-            reporter.end(Ok(done)).await;
+            end(context, name, reporter, Ok(done), wait_tls).await;
             return Ok(events);
         }
     }
@@ -80,9 +85,38 @@ pub async fn start(
     reporter.tell(accepted(&name, VERB, &candidate.record));
     let tasks = context.tasks.clone();
     let force = request.force;
-    let deploy = Deploy { context, claim, actor, candidate, policy, files, reporter, force };
+    let deploy = Deploy { context, claim, actor, candidate, policy, files, reporter, force, wait_tls };
     tasks.spawn(deploy.run());
     Ok(events)
+}
+
+fn wait_tls(
+    context: &Context,
+    request: &DeployRequest,
+    policy: &Policy,
+) -> Result<Option<Duration>, Problem> {
+    let Some(text) = &request.wait_tls else { return Ok(None) };
+    waiting::check(context, policy)?;
+    let time = model::duration::parse(text).map_err(|error| context::invalid(&error))?;
+    Ok(Some(time))
+}
+
+/// Ends the operation, after its certificates are there if somebody wants to know. Nothing is claimed any more: a deploy
+/// that stands may be rolled back meanwhile.
+async fn end(
+    context: Shared,
+    name: ServiceName,
+    reporter: Reporter,
+    result: Result<Done, Problem>,
+    wait_tls: Option<Duration>,
+) {
+    let (Ok(done), Some(time)) = (&result, wait_tls) else { return context.end(reporter, result).await };
+    let done = done.clone();
+    let tasks = context.tasks.clone();
+    tasks.spawn(async move {
+        let result = waiting::wait(&context, &name, time, &reporter, done).await;
+        context.end(reporter, result).await;
+    });
 }
 
 /// Same targets at the same addresses, and no other label than it has.
@@ -96,7 +130,7 @@ fn is_stable(live: &Live, candidate: &Candidate, request: &DeployRequest) -> boo
 
 fn already(context: &Context, service: &Service, shown: Option<&ServiceCertificate>) -> Done {
     let (name, release) = (&service.name, &service.stable.id);
-    let https = certificates::remark(shown, &service.policy);
+    let https = certificates::remark(shown, &service.policy, context.managed().as_deref());
     let halted = pause::remark(context, name);
     let message = format!("`{name}` runs release `{release}` already; nothing to do{https}{halted}");
     context.done(name, false, message)
@@ -113,9 +147,10 @@ async fn reload_files(context: &Context, service: &Service, files: Files) -> Res
 impl Deploy {
     async fn run(self) {
         let result = self.carry_out().await;
-        let Self { context, claim, reporter, .. } = self;
+        let Self { context, claim, reporter, wait_tls, .. } = self;
+        let name = claim.service().clone();
         drop(claim);
-        context.end(reporter, result).await;
+        end(context, name, reporter, result, wait_tls).await;
     }
 
     async fn carry_out(&self) -> Result<Done, Problem> {
@@ -212,7 +247,7 @@ impl Deploy {
         };
         let view = self.context.registry.view();
         let shown = view.live.get(name).and_then(|live| live.certificate.as_ref());
-        let https = certificates::remark(shown, &self.policy);
+        let https = certificates::remark(shown, &self.policy, self.context.managed().as_deref());
         let halted = pause::remark(&self.context, name);
         let forced = if self.force { unwatched(name) } else { String::new() };
         Ok(Done { message: format!("{message}{held}{remark}{https}{halted}{forced}"), ..done })

@@ -10,8 +10,9 @@ use http::header::{ALLOW, CONTENT_TYPE, ORIGIN};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
+use model::certificate::CertificateName;
 use model::name::ServiceName;
-use model::protocol::{Problem, ProblemCode, SSH_CONNECTION_HEADER, Status};
+use model::protocol::{Problem, ProblemCode, RevokeRequest, SSH_CONNECTION_HEADER, Status};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -19,7 +20,7 @@ pub use self::body::Answer;
 use super::access::{Caller, Peer, Role};
 use super::audit::FOLLOWERS_MAX;
 use super::context::{Context, invalid};
-use super::{apply, canary, deploy, pause, remove, rollback, status};
+use super::{apply, canary, certificates, deploy, pause, remove, rollback, status};
 use crate::config::Groups;
 
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -38,7 +39,9 @@ const ROUTES: &str = "GET /v1/status, GET /v1/events, GET /v1/services/NAME, GET
     POST /v1/services/NAME/deploy, POST /v1/services/NAME/rollback, POST /v1/services/NAME/canary/start, \
     POST /v1/services/NAME/canary/set, POST /v1/services/NAME/canary/promote, \
     POST /v1/services/NAME/canary/abort, POST /v1/services/NAME/pause, POST /v1/services/NAME/stop, \
-    POST /v1/services/NAME/resume, DELETE /v1/services/NAME, POST /v1/plan, POST /v1/apply";
+    POST /v1/services/NAME/resume, DELETE /v1/services/NAME, POST /v1/plan, POST /v1/apply, \
+    GET /v1/certificates, GET /v1/certificates/NAME, POST /v1/certificates/NAME/renew, \
+    POST /v1/certificates/NAME/revoke";
 
 /// A path of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +61,10 @@ enum Resource<'p> {
     Resume(&'p str),
     Plan,
     Apply,
+    Certificates,
+    Certificate(&'p str),
+    Renew(&'p str),
+    Revoke(&'p str),
 }
 
 impl<'p> Resource<'p> {
@@ -68,6 +75,10 @@ impl<'p> Resource<'p> {
             ["events"] => Self::Events,
             ["plan"] => Self::Plan,
             ["apply"] => Self::Apply,
+            ["certificates"] => Self::Certificates,
+            ["certificates", name] => Self::Certificate(name),
+            ["certificates", name, "renew"] => Self::Renew(name),
+            ["certificates", name, "revoke"] => Self::Revoke(name),
             ["services", name] => Self::Service(name),
             ["services", name, "history"] => Self::History(name),
             ["services", name, "deploy"] => Self::Deploy(name),
@@ -85,7 +96,9 @@ impl<'p> Resource<'p> {
 
     fn methods(self) -> &'static [Method] {
         match self {
-            Self::Status | Self::Events | Self::History(_) => &[Method::GET],
+            Self::Status | Self::Events | Self::History(_) | Self::Certificates | Self::Certificate(_) => {
+                &[Method::GET]
+            }
             Self::Service(_) => &[Method::GET, Method::DELETE],
             _ => &[Method::POST],
         }
@@ -146,7 +159,13 @@ async fn handle(api: &Api, caller: &Caller, request: Request<Incoming>) -> Resul
     let (head, body) = request.into_parts();
     let resource = Resource::parse(head.uri.path());
     let only_looks = head.method == Method::GET || resource == Some(Resource::Plan);
-    caller.require(if only_looks { Role::Read } else { Role::Operate }, &api.groups)?;
+    let needed = match resource {
+        // Other services may share the certificate, and other VMs do.
+        Some(Resource::Revoke(_)) => Role::Admin,
+        _ if only_looks => Role::Read,
+        _ => Role::Operate,
+    };
+    caller.require(needed, &api.groups)?;
     let resource = resource.ok_or_else(|| unknown_path(head.uri.path()))?;
     if !resource.methods().contains(&head.method) {
         return Err(wrong_method(&head.method, resource));
@@ -160,6 +179,22 @@ async fn handle(api: &Api, caller: &Caller, request: Request<Incoming>) -> Resul
         Resource::Apply => {
             let actor = call.actor.clone();
             Ok(json(&apply::apply(&api.context, actor, &call.read().await?).await?))
+        }
+        Resource::Certificates => Ok(json(&certificates::report::all(&api.context))),
+        Resource::Certificate(name) => {
+            Ok(json(&certificates::report::one(&api.context, &certificate_name(name)?)?))
+        }
+        Resource::Renew(name) => {
+            let (context, name) = (Arc::clone(&api.context), certificate_name(name)?);
+            let events = certificates::waiting::renew(context, name, call.actor).await?;
+            Ok(ndjson(Answer::operation(events)))
+        }
+        Resource::Revoke(name) => {
+            let (context, name, actor) =
+                (Arc::clone(&api.context), certificate_name(name)?, call.actor.clone());
+            let RevokeRequest { reason } = call.read().await?;
+            let events = certificates::waiting::revoke(context, name, actor, reason).await?;
+            Ok(ndjson(Answer::operation(events)))
         }
         _ => Ok(call.service(resource, &head.method).await?),
     }
@@ -199,7 +234,7 @@ fn agent_status(api: &Api) -> Status {
         generation: view.state.generation,
         listeners: context.listeners.clone(),
         workers: u32::try_from(api.workers).unwrap_or(u32::MAX),
-        services: status::services(&view, context.registry.readings(), &context.operations),
+        services: status::services(&view, context),
         declared: status::declared(&view),
     }
 }
@@ -263,7 +298,14 @@ impl Call<'_> {
             }
             Resource::CanaryPromote(name) => canary::promote(context, parse(name)?, actor).await?,
             Resource::CanaryAbort(name) => canary::abort(context, parse(name)?, actor).await?,
-            Resource::Status | Resource::Events | Resource::Plan | Resource::Apply => {
+            Resource::Status
+            | Resource::Events
+            | Resource::Plan
+            | Resource::Apply
+            | Resource::Certificates
+            | Resource::Certificate(_)
+            | Resource::Renew(_)
+            | Resource::Revoke(_) => {
                 return Err(Problem::new(ProblemCode::Internal, "this path belongs to no service"));
             }
         };
@@ -273,7 +315,7 @@ impl Call<'_> {
     fn show(&self, name: &ServiceName) -> Result<Response<Answer>, Problem> {
         let view = self.context.registry.view();
         let (service, live) = view.service(name)?;
-        Ok(json(&status::service(service, live, self.context.registry.readings(), &self.context.operations)))
+        Ok(json(&status::service(service, live, &view, self.context)))
     }
 
     /// The JSON of the request; an empty body is an empty object.
@@ -292,6 +334,10 @@ impl Call<'_> {
 }
 
 fn parse(name: &str) -> Result<ServiceName, Problem> {
+    name.parse().map_err(|error| invalid(&error))
+}
+
+fn certificate_name(name: &str) -> Result<CertificateName, Problem> {
     name.parse().map_err(|error| invalid(&error))
 }
 
@@ -323,6 +369,8 @@ mod tests {
             ("/v1/services/shop/canary/set", Some(Resource::CanarySet("shop"))),
             ("/v1/services/shop/pause", Some(Resource::Pause("shop"))),
             ("/v1/plan", Some(Resource::Plan)),
+            ("/v1/certificates", Some(Resource::Certificates)),
+            ("/v1/certificates/_.shop.test/renew", Some(Resource::Renew("_.shop.test"))),
             ("/v1/services/shop/canary", None),
             ("/v1/services", None),
             ("/v1/status/", None),

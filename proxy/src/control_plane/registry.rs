@@ -94,7 +94,7 @@ pub enum Command {
     /// An operation has ended: forget what only it needed.
     Tidy,
     /// Certificates came, went, or are answered for anew.
-    Managed(Arc<Managed>),
+    Managed(Arc<Managed>, oneshot::Sender<()>),
     Declare(Box<Declaration>, oneshot::Sender<Result<(u64, bool), Problem>>),
     /// Files of own certificates were looked at.
     Reloaded(Vec<Reloaded>),

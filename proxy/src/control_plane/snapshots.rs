@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::header::{HeaderName, HeaderValue};
 use model::canary::{Assignment, Cohort, FleetSecret};
-use model::certificate::{CertificateName, is_automatic};
+use model::certificate::{CertificateName, is_automatic, is_obtainable};
 use model::health::{self, Standing};
 use model::name::{HostPattern, ServiceName};
 use model::route::{HostMap, Lookup, RouteTable};
@@ -216,7 +216,7 @@ fn challenges(view: &View) -> Challenges {
         Challenges { thumbprint: view.managed.thumbprint.clone(), hosts: HostMap::default() };
     for (service, _) in view.services() {
         for pattern in patterns(service) {
-            let is_provable = matches!(pattern, Some(HostPattern::Exact(_)));
+            let is_provable = pattern.is_some_and(is_obtainable);
             *challenges.hosts.bound_mut(pattern) |= is_provable && is_automatic(&service.policy);
         }
     }

@@ -14,14 +14,15 @@ use model::protocol::{
 use model::service::{Declared, Outcome, Release as Record, Service};
 
 use super::activations::{Activation, Live};
+use super::certificates;
+use super::context::Context;
 use super::monitor::Readings;
-use super::operations::Operations;
 use super::registry::View;
 use super::snapshots;
 use crate::halt::Halt;
 
-pub fn services(view: &View, readings: &Readings, operations: &Operations) -> Vec<ServiceStatus> {
-    view.services().map(|(name, live)| service(name, live, readings, operations)).collect()
+pub fn services(view: &View, context: &Context) -> Vec<ServiceStatus> {
+    view.services().map(|(name, live)| service(name, live, view, context)).collect()
 }
 
 pub fn declared(view: &View) -> Vec<DeclaredStatus> {
@@ -32,12 +33,8 @@ pub fn declared(view: &View) -> Vec<DeclaredStatus> {
     view.state.declared.iter().map(one).collect()
 }
 
-pub fn service(
-    service: &Service,
-    live: &Live,
-    readings: &Readings,
-    operations: &Operations,
-) -> ServiceStatus {
+pub fn service(service: &Service, live: &Live, view: &View, context: &Context) -> ServiceStatus {
+    let readings = context.registry.readings();
     let stable = release(&live.stable, TargetStateName::Serving, readings);
     let states = |role: TargetRoleName| -> Vec<_> {
         stable.targets.iter().filter(|one| one.role == role).map(|one| one.state).collect()
@@ -58,7 +55,6 @@ pub fn service(
         rollout: canary.rollout.clone(),
         overrides: policy_patch::print_overrides(&canary.overrides),
     });
-    let own = live.certificate.as_ref().and_then(|certificate| certificate.own());
     ServiceStatus {
         name: service.name.to_string(),
         state,
@@ -68,10 +64,10 @@ pub fn service(
         stable,
         canary,
         held: live.held.as_ref().map(|held| release(held, TargetStateName::Held, readings)),
-        operation: operations.running(&service.name),
+        operation: context.operations.running(&service.name),
         policy: policy_patch::from_policy(&service.policy),
         halt: live.halt.as_ref().map(|halt| self::halt(halt)),
-        certificates: own.map(|own| own.statuses(&service.name)).unwrap_or_default(),
+        certificates: certificates::report::of_service(view, &service.name, &context.certificates.known()),
     }
 }
 

@@ -274,7 +274,8 @@ fn signing_request(wanted: &Wanted, key: &SecretPem) -> Result<Vec<u8>, AcmeErro
 fn check(wanted: &Wanted, chain_pem: String, key_pem: &SecretPem) -> Result<Issued, AcmeError> {
     certified(&chain_pem, key_pem).map_err(unusable)?;
     let facts = facts(&chain_pem).map_err(unusable)?;
-    if let Some(host) = wanted.hosts.iter().find(|host| !facts.names.iter().any(|name| name == host.as_str())) {
+    if let Some(host) = wanted.hosts.iter().find(|host| !facts.names.iter().any(|name| name == host.as_str()))
+    {
         return Err(AcmeError::Unusable(format!("it does not name {host}")));
     }
     Ok(Issued {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::config::Acme;
 use model::certificate::CertificateName;
 use model::protocol::{CertificateState, CertificateStatus, Problem, ProblemCode, RevocationReason};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -15,6 +16,8 @@ pub enum Request {
     Renew(CertificateName, oneshot::Sender<Result<(), Problem>>),
     /// Have it revoked, and another one issued.
     Revoke(CertificateName, RevocationReason, oneshot::Sender<Result<(), Problem>>),
+    /// Look into the store: something was put there.
+    Look,
 }
 
 /// What is known of a certificate.
@@ -44,6 +47,7 @@ pub struct Handle {
     known: watch::Receiver<AllKnown>,
     /// `None`: nobody is asked for certificates.
     directory: Option<Arc<str>>,
+    has_staging: bool,
 }
 
 /// The manager's side.
@@ -52,11 +56,12 @@ pub struct Desk {
     pub known: watch::Sender<AllKnown>,
 }
 
-pub fn channel(directory: Option<&str>) -> (Handle, Desk) {
+pub fn channel(authorities: Option<&Acme>) -> (Handle, Desk) {
     let (sender, requests) = mpsc::channel(REQUESTS_MAX);
     let (known, knowing) = watch::channel(AllKnown::default());
-    let directory = directory.map(Into::into);
-    (Handle { requests: sender, known: knowing, directory }, Desk { requests, known })
+    let directory = authorities.map(|all| all.production.directory.as_str().into());
+    let has_staging = authorities.is_some_and(|all| all.staging.is_some());
+    (Handle { requests: sender, known: knowing, directory, has_staging }, Desk { requests, known })
 }
 
 impl Handle {
@@ -66,6 +71,10 @@ impl Handle {
 
     pub fn is_on(&self) -> bool {
         self.directory.is_some()
+    }
+
+    pub fn has_staging(&self) -> bool {
+        self.has_staging
     }
 
     /// What the manager knows now.
@@ -86,11 +95,17 @@ impl Handle {
         self.ask(|answer| Request::Revoke(name.clone(), reason, answer)).await
     }
 
+    /// To be called after something was put into the store by other ways.
+    pub async fn look(&self) {
+        let _ = self.requests.send(Request::Look).await;
+    }
+
     async fn ask(
         &self,
         request: impl FnOnce(oneshot::Sender<Result<(), Problem>>) -> Request,
     ) -> Result<(), Problem> {
-        let stopping = || Problem::new(ProblemCode::Aborted, "the daemon is shutting down; nothing was asked for");
+        let stopping =
+            || Problem::new(ProblemCode::Aborted, "the daemon is shutting down; nothing was asked for");
         let (answer, answered) = oneshot::channel();
         self.requests.send(request(answer)).await.map_err(|_| stopping())?;
         answered.await.map_err(|_| stopping())?

@@ -28,6 +28,16 @@ pub struct ManagedCertificate {
 }
 
 impl Managed {
+    /// Whether both show the same.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let same = |(one, two): (&ManagedCertificate, &ManagedCertificate)| {
+            Arc::ptr_eq(&one.certified, &two.certified) && one.hosts == two.hosts
+        };
+        self.thumbprint == other.thumbprint
+            && self.certificates.keys().eq(other.certificates.keys())
+            && self.certificates.values().zip(other.certificates.values()).all(same)
+    }
+
     /// The one for `host`; of several, that which browsers trust and which lasts longest.
     pub fn for_host(&self, host: &HostPattern) -> Option<&ManagedCertificate> {
         let naming = self.certificates.values().filter(|one| one.hosts.contains(host));

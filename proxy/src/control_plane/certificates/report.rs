@@ -7,10 +7,8 @@ use model::name::{HostPattern, ServiceName};
 use model::protocol::{CertificateState, CertificateStatus, Certificates, Problem, ProblemCode};
 use model::service::Service;
 
-use super::super::activations::Live;
 use super::super::context::Context;
 use super::super::registry::View;
-use super::Source;
 use super::handle::{AllKnown, Known};
 
 /// Of a service for any host.
@@ -51,39 +49,29 @@ fn statuses(view: &View, known: &AllKnown) -> Vec<CertificateStatus> {
         statuses.entry(name.to_string()).or_insert(status);
     }
     for (service, live) in view.services() {
-        if let Some((name, status)) = by_service(service, live) {
+        if let Some(own) = live.certificate.as_ref().and_then(|certificate| certificate.own()) {
+            // Several of one name differ in their keys.
+            let own = own.statuses(&service.name).into_iter();
+            statuses.extend(own.map(|one| (format!("{} {:?}", one.name, one.source), one)));
+        } else if let Some((name, status)) = without_files(service) {
             statuses.entry(name).or_insert(status);
         }
     }
     statuses.into_values().collect()
 }
 
-/// The certificate that the service alone decides about.
-fn by_service(service: &Service, live: &Live) -> Option<(String, CertificateStatus)> {
+/// What the service shows for the hosts that no authority proves; the others are the manager's.
+fn without_files(service: &Service) -> Option<(String, CertificateStatus)> {
     let policy = &service.policy;
     policy.tls.as_ref()?;
-    let services = vec![service.name.to_string()];
-    let named = |hosts: Vec<&HostPattern>| {
-        let name = hosts.first().map_or(ANY.to_owned(), |host| CertificateName::of(host).to_string());
-        (name, hosts.iter().map(ToString::to_string).collect::<Vec<_>>())
-    };
-    let files = live.certificate.as_ref().and_then(|shown| match &shown.source {
-        Source::Files(files) => Some(files.certificate.display().to_string()),
-        Source::Placeholder(_) => None,
-    });
-    if files.is_none() && certificate::is_automatic(policy) {
-        // Those with names that authorities prove are the manager's.
-        let never = |host: &&HostPattern| !certificate::is_obtainable(host);
-        let hosts: Vec<_> = policy.hosts.iter().filter(never).collect();
-        if hosts.is_empty() && !policy.hosts.is_empty() {
-            return None;
-        }
-        let (name, hosts) = named(hosts);
-        return Some((name.clone(), empty(name, hosts, services)));
+    let never = |host: &&HostPattern| !certificate::is_automatic(policy) || !certificate::is_obtainable(host);
+    let hosts: Vec<_> = policy.hosts.iter().filter(never).collect();
+    if hosts.is_empty() && !policy.hosts.is_empty() {
+        return None;
     }
-    let (name, hosts) = named(policy.hosts.iter().collect());
-    let state = if files.is_some() { CertificateState::Own } else { CertificateState::Placeholder };
-    Some((name.clone(), CertificateStatus { state, source: files, ..empty(name, hosts, services) }))
+    let name = hosts.first().map_or(ANY.to_owned(), |host| CertificateName::of(host).to_string());
+    let hosts = hosts.iter().map(ToString::to_string).collect();
+    Some((name.clone(), empty(name, hosts, vec![service.name.to_string()])))
 }
 
 /// A placeholder.

@@ -7,7 +7,8 @@ use model::certificate::{self, CertificateName, WantedCertificate};
 use model::duration;
 use model::name::ServiceName;
 use model::protocol::{
-    CertificateFailure, CertificateState, CertificateStatus, Done, Event, Problem, ProblemCode, RevocationReason,
+    CertificateFailure, CertificateState, CertificateStatus, Done, Event, Problem, ProblemCode,
+    RevocationReason,
 };
 use model::service::Policy;
 use tokio::time::Instant;
@@ -110,7 +111,9 @@ fn pending(done: &Done, missing: &[Missing], time: Duration) -> Problem {
     let failed = missing.iter().all(|one| one.failure.is_some());
     let why = match failed {
         true => format!("no certificate was issued for {}", names.join(", ")),
-        false => format!("the certificate for {} was not there within {}", names.join(", "), duration::print(time)),
+        false => {
+            format!("the certificate for {} was not there within {}", names.join(", "), duration::print(time))
+        }
     };
     let mut problem = Problem::new(ProblemCode::CertificatePending, format!("{}; but {why}", done.message));
     problem.causes = missing

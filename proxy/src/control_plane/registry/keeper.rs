@@ -116,9 +116,10 @@ impl Keeper {
                 });
             }
             Command::Located(name, record, endpoints) => self.relocate(&name, &record, &endpoints),
-            Command::Managed(managed) => {
+            Command::Managed(managed, answer) => {
                 let View { state, live, .. } = &*self.current;
                 self.swap(View { state: Arc::clone(state), live: live.clone(), managed });
+                let _ = answer.send(());
             }
             Command::Tidy => self.tidy(),
             Command::Declare(declaration, answer) => {

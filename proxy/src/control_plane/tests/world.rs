@@ -96,6 +96,7 @@ impl World {
                 timeout: Duration::from_secs(10),
             },
             certificate_check_interval: std::time::Duration::from_secs(10),
+            acme: None,
         };
         let published = Published::default();
         let shutdown = CancellationToken::new();
