@@ -3,6 +3,7 @@
 mod answers;
 mod buffering;
 mod canary;
+mod certificates;
 mod cli;
 mod cutover;
 mod declared;
