@@ -13,7 +13,7 @@ use model::protocol::{CertificateState, CertificateStatus, Certificates, Event};
 fn world(pebble: &Pebble, more: &str) -> World {
     let file = pebble.root().with_file_name("portcullis.toml");
     let config = format!("[acme]\nroot = \"{}\"\n{more}\n", pebble.root().display());
-    std::fs::write(&file, config).unwrap();
+    std::fs::write(&file, config).expect("a fresh directory can be written");
     let env = vec![("PORTCULLIS_ACME_DIRECTORY".to_owned(), pebble.directory())];
     let args = vec!["--config".into(), file.into()];
     let world = World::with(DaemonOptions { args, env, ..DaemonOptions::default() });
@@ -29,18 +29,19 @@ fn deploy(world: &World, service: &str, puma: &Puma, more: &[&str]) -> Ran {
 
 fn certificates(world: &World) -> Vec<CertificateStatus> {
     let listed = world.agentctl(["certs", "list", "--json"]).succeeds();
-    serde_json::from_value::<Certificates>(listed.json()).unwrap().certificates
+    serde_json::from_value::<Certificates>(listed.json()).expect("the list").certificates
 }
 
 #[track_caller]
 fn certificate(world: &World, name: &str) -> CertificateStatus {
-    serde_json::from_value(world.agentctl(["certs", "show", name, "--json"]).succeeds().json()).unwrap()
+    let shown = world.agentctl(["certs", "show", name, "--json"]).succeeds();
+    serde_json::from_value(shown.json()).expect("one certificate")
 }
 
 /// What clients are shown for `name`.
 #[track_caller]
 fn shown(world: &World, name: &str) -> Vec<u8> {
-    handshake(world.daemon.https(), name, &[]).unwrap().certificate
+    handshake(world.daemon.https(), name, &[]).expect("a handshake").certificate
 }
 
 /// Such as `issuer=CN = Pebble Intermediate CA 0d5f3c`.
@@ -51,8 +52,8 @@ fn issuer(der: &[u8]) -> String {
         .stdout(Stdio::piped())
         .spawn()
         .expect("openssl is installed (bin/test installs it)");
-    openssl.stdin.take().unwrap().write_all(der).unwrap();
-    String::from_utf8(openssl.wait_with_output().unwrap().stdout).unwrap()
+    openssl.stdin.take().expect("its input").write_all(der).expect("it reads");
+    String::from_utf8(openssl.wait_with_output().expect("it ends").stdout).expect("text")
 }
 
 #[track_caller]
@@ -330,9 +331,9 @@ fn keys_are_nowhere_in_the_clear() {
 /// All regular files.
 fn files_below(dir: &Path) -> Vec<std::path::PathBuf> {
     let mut files = Vec::new();
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let entry = entry.unwrap();
-        let kind = entry.file_type().unwrap();
+    for entry in std::fs::read_dir(dir).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let kind = entry.file_type().expect("its type");
         if kind.is_dir() {
             files.extend(files_below(&entry.path()));
         } else if kind.is_file() {
