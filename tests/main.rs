@@ -4,6 +4,7 @@ mod answers;
 mod buffering;
 mod canary;
 mod certificate_swaps;
+mod certificates;
 mod cli;
 mod client_certificates;
 mod cutover;
