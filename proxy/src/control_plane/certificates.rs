@@ -163,7 +163,7 @@ mod tests {
         for (tls, shown, want) in [
             (None, None, ""),
             (
-                with(&[files.clone()]),
+                with(std::slice::from_ref(&files)),
                 placeholder(Some(lost.clone())),
                 "because its certificate files cannot be used",
             ),
