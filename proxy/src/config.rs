@@ -6,6 +6,8 @@ mod acme;
 mod buffers;
 mod limits;
 mod networks;
+mod redis;
+pub mod secret_file;
 mod sizing;
 mod store;
 
@@ -24,6 +26,7 @@ pub use self::buffers::BufferLimits;
 use self::buffers::RawBuffers;
 pub use self::limits::Limits;
 use self::limits::RawLimits;
+pub use self::redis::{Login, RedisConfig, Topology};
 use self::sizing::Machine;
 use self::store::RawStore;
 pub use self::store::{KeySource, SharedStore, StoreConfig};
@@ -442,6 +445,7 @@ mod tests {
             ("[store]\ndirectory = \"/a\"", "unknown field `directory`, expected one of `dir`"),
             ("[store]\ndir = \"share\"", "`share` is not an absolute path"),
             ("[store]\ndir = \"/share\"", "`key_file` in [store]"),
+            ("[store]\ndir = \"/share\"\nredis = \"redis://a\"", "either `dir` or `redis`"),
             ("[store]\npoll = \"0s\"", "longer than 0s"),
             ("certificate_check_interval = \"0s\"", "longer than 0s"),
             ("[buffers]\ndisk = 1", "unknown field `disk`, expected one of `directory`"),

@@ -4,6 +4,7 @@
 //! Stories are plain `#[test]` functions. Whatever must go on meanwhile (load, sockets) runs on one runtime
 //! of the harness, so that a story that waits for a command never holds it up.
 
+mod acme_front;
 mod agentctl;
 mod binaries;
 mod browser;
@@ -15,9 +16,11 @@ mod descriptors;
 mod echo;
 mod exchange;
 mod flock;
+mod forwarder;
 mod frames;
 mod load;
 mod patient;
+mod pebble;
 mod puma;
 mod raw;
 mod recorder;
@@ -30,6 +33,7 @@ mod wait;
 mod websocket;
 mod world;
 
+pub use acme_front::{AcmeFront, Fault, SuggestedWindow};
 pub use agentctl::{Agentctl, Ran};
 pub use binaries::{binaries_dir, binary_for_everybody, workspace_root};
 pub use browser::Browser;
@@ -41,9 +45,11 @@ pub use descriptors::raise_descriptor_limit;
 pub use echo::Echo;
 pub use exchange::{Answer, Ask, Begun};
 pub use flock::{End, Flock};
+pub use forwarder::Forwarder;
 pub use frames::{Fields, Frame, Frames, block, frame, headers, headers_of_block};
 pub use load::{Load, LoadPlan, Sample, Summary};
 pub use patient::Patient;
+pub use pebble::{Pebble, PebbleOptions};
 pub use puma::{App, Puma};
 pub use raw::Raw;
 pub use recorder::{Received, Recorder};

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use model::name::HostPattern;
-use model::own_certificates::{Facts, KeyKind};
+use model::own_certificates::{self, Facts, KeyKind};
 use model::service::CertificateFiles;
 use rustls::crypto::aws_lc_rs;
 use rustls::sign::CertifiedKey;
@@ -131,6 +131,15 @@ impl PairFiles {
 /// Reads and checks both files. Blocks.
 pub fn load(files: &CertificateFiles) -> Result<Pair, CertificateError> {
     PairFiles::read(files).parse()
+}
+
+/// The hosts that the certificate does not name; all of them where it cannot be taken apart.
+pub fn uncovered(certified: &CertifiedKey, hosts: &[HostPattern]) -> Vec<HostPattern> {
+    // Whose names are looked for does not ask for the key.
+    match chain::facts(&certified.cert, KeyKind::Ecdsa) {
+        Ok(facts) => own_certificates::uncovered(&[&facts], hosts),
+        Err(_) => hosts.to_vec(),
+    }
 }
 
 /// aws-lc would refuse the key as well, but cannot say why.

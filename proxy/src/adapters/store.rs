@@ -7,6 +7,7 @@
 mod conditional;
 pub mod dir;
 pub mod lease;
+pub mod redis;
 pub mod seal;
 pub mod vault;
 
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 pub use self::dir::Dir;
 pub use self::lease::Lease;
+pub use self::redis::RedisStore;
 pub use self::vault::Vault;
 
 /// Far above any certificate chain; a value that is larger is none of ours.
@@ -24,6 +26,7 @@ pub const VALUE_BYTES_MAX: usize = 1 << 20;
 #[derive(Debug)]
 pub enum Store {
     Dir(Dir),
+    Redis(Box<RedisStore>),
 }
 
 /// A value as it was at one moment.
@@ -80,6 +83,7 @@ impl Store {
         check_key(key)?;
         match self {
             Self::Dir(dir) => conditional::get(dir, key).await,
+            Self::Redis(redis) => redis.get(key).await,
         }
     }
 
@@ -88,6 +92,7 @@ impl Store {
         check_value(key, bytes)?;
         match self {
             Self::Dir(dir) => conditional::put(dir, key, bytes, &expected).await,
+            Self::Redis(redis) => redis.put(key, bytes, &expected).await,
         }
     }
 
@@ -96,6 +101,7 @@ impl Store {
         check_value(key, bytes)?;
         match self {
             Self::Dir(dir) => conditional::put_expiring(dir, key, bytes, ttl).await,
+            Self::Redis(redis) => redis.put_expiring(key, bytes, ttl).await,
         }
     }
 
@@ -104,6 +110,7 @@ impl Store {
         check_key(key)?;
         match self {
             Self::Dir(dir) => conditional::Conditional::remove(dir, key).await,
+            Self::Redis(redis) => redis.delete(key).await,
         }
     }
 
@@ -112,6 +119,7 @@ impl Store {
         check_key(prefix.strip_suffix('/').unwrap_or_default())?;
         let mut keys = match self {
             Self::Dir(dir) => conditional::Conditional::keys(dir, prefix).await?,
+            Self::Redis(redis) => redis.list(prefix).await?,
         };
         keys.sort_unstable();
         Ok(keys)
@@ -123,6 +131,7 @@ impl Store {
         check_key(&lease::key(name))?;
         match self {
             Self::Dir(dir) => lease::acquire(dir, name, owner, ttl).await,
+            Self::Redis(redis) => redis.acquire(name, owner, ttl).await,
         }
     }
 
@@ -131,6 +140,7 @@ impl Store {
         check_key(&lease::key(name))?;
         match self {
             Self::Dir(dir) => lease::holder(dir, name).await,
+            Self::Redis(redis) => redis.holder(name).await,
         }
     }
 
@@ -138,6 +148,7 @@ impl Store {
     pub async fn renew(&self, lease: &Lease) -> Result<bool, StoreError> {
         match self {
             Self::Dir(dir) => lease::renew(dir, lease).await,
+            Self::Redis(redis) => redis.renew(lease).await,
         }
     }
 
@@ -145,6 +156,7 @@ impl Store {
     pub async fn release(&self, lease: Lease) -> Result<(), StoreError> {
         match self {
             Self::Dir(dir) => lease::release(dir, &lease).await,
+            Self::Redis(redis) => redis.release(&lease).await,
         }
     }
 
@@ -154,6 +166,7 @@ impl Store {
         check_value(key, bytes)?;
         match self {
             Self::Dir(dir) => lease::put_fenced(dir, lease, key, bytes).await,
+            Self::Redis(redis) => redis.put_fenced(lease, key, bytes).await,
         }
     }
 
@@ -161,6 +174,7 @@ impl Store {
     pub async fn notify(&self, topic: &str) {
         let told = match self {
             Self::Dir(dir) => dir.notify().await,
+            Self::Redis(redis) => redis.notify(topic).await,
         };
         if let Err(error) = told {
             tracing::debug!(topic, %error, "others will see the change when they look next");
@@ -171,6 +185,7 @@ impl Store {
     pub fn watch(&self) -> Watch<'_> {
         match self {
             Self::Dir(dir) => Watch::Dir(dir.watch()),
+            Self::Redis(redis) => Watch::Redis(redis.watch()),
         }
     }
 }
@@ -179,6 +194,7 @@ impl Store {
 #[derive(Debug)]
 pub enum Watch<'s> {
     Dir(dir::Watch<'s>),
+    Redis(redis::Watch<'s>),
 }
 
 impl Watch<'_> {
@@ -188,6 +204,7 @@ impl Watch<'_> {
     pub async fn changed(&mut self) {
         match self {
             Self::Dir(watch) => watch.changed().await,
+            Self::Redis(watch) => watch.changed().await,
         }
     }
 }
@@ -197,6 +214,7 @@ impl fmt::Display for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dir(dir) => dir.fmt(f),
+            Self::Redis(redis) => redis.fmt(f),
         }
     }
 }

@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::redis::RedisFailure;
 use super::store::dir::Timing;
 use super::store::seal::{StoreKey, StoreKeyError};
-use super::store::{Dir, Store, Vault};
+use super::store::{Dir, RedisStore, Store, Vault};
 use crate::config::{SharedStore, StoreConfig};
 
 /// In the state directory.
@@ -13,16 +14,23 @@ const DIRECTORY: &str = "certs";
 
 #[derive(Debug, Clone)]
 pub struct Vaults {
-    /// What counts.
-    pub store: Vault,
-    /// What serves while a store that is shared is away, and after a restart without it. `None` where the store is on this
-    /// VM anyway.
-    pub copy: Option<Vault>,
+    /// On this VM. What serves while a store that is shared is away, and after a restart without it.
+    pub local: Vault,
+    /// What counts, where VMs share a store.
+    pub shared: Option<Vault>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum VaultsError {
+    #[error(transparent)]
+    Key(#[from] StoreKeyError),
+    #[error(transparent)]
+    Redis(#[from] RedisFailure),
 }
 
 impl Vaults {
     /// Reads the store key. The store itself is reached when it is needed. Blocks.
-    pub fn open(config: &StoreConfig, state_dir: &Path) -> Result<Self, StoreKeyError> {
+    pub fn open(config: &StoreConfig, state_dir: &Path) -> Result<Self, VaultsError> {
         let (key, is_new) = StoreKey::load(&config.key)?;
         let directory = state_dir.join(DIRECTORY);
         if is_new && directory.exists() {
@@ -35,12 +43,13 @@ impl Vaults {
         let key = Arc::new(key);
         let timing = Timing { deadline: config.timeout, poll: config.poll };
         let local = Vault::new(Store::Dir(Dir::private(&directory, timing)), Arc::clone(&key));
-        let shared = config.shared.as_ref().map(|shared| match shared {
-            SharedStore::Dir(path) => Store::Dir(Dir::shared(path, timing)),
-        });
-        Ok(match shared {
-            Some(shared) => Self { store: Vault::new(shared, key), copy: Some(local) },
-            None => Self { store: local, copy: None },
-        })
+        let shared = match &config.shared {
+            None => None,
+            Some(SharedStore::Dir(path)) => Some(Store::Dir(Dir::shared(path, timing))),
+            Some(SharedStore::Redis(redis)) => {
+                Some(Store::Redis(Box::new(RedisStore::new(redis, timing.deadline, timing.poll)?)))
+            }
+        };
+        Ok(Self { local, shared: shared.map(|store| Vault::new(store, key)) })
     }
 }

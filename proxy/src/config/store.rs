@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{ConfigError, duration};
+use super::redis::{self, RawRedis, RedisConfig};
+use super::{ConfigError, duration, secret_file};
 
 /// In the directory of the credentials that systemd hands to the unit.
 const CREDENTIAL: &str = "portcullis-store-key";
@@ -14,6 +15,7 @@ const CREDENTIAL: &str = "portcullis-store-key";
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawStore {
     dir: Option<PathBuf>,
+    redis: Option<RawRedis>,
     key_file: Option<PathBuf>,
     poll: Option<String>,
     timeout: Option<String>,
@@ -33,6 +35,7 @@ pub struct StoreConfig {
 #[derive(Debug, Clone)]
 pub enum SharedStore {
     Dir(PathBuf),
+    Redis(RedisConfig),
 }
 
 /// Where the store key comes from.
@@ -55,10 +58,18 @@ pub(super) fn resolve(
     state_dir: &Path,
     credentials: Option<PathBuf>,
 ) -> Result<StoreConfig, ConfigError> {
-    let shared = raw.dir.map(SharedStore::Dir);
-    if let Some(SharedStore::Dir(path)) = &shared {
-        absolute("store.dir", path)?;
-    }
+    let shared = match (raw.dir, raw.redis) {
+        (None, None) => None,
+        (Some(path), None) => {
+            absolute("store.dir", &path)?;
+            Some(SharedStore::Dir(path))
+        }
+        (None, Some(redis)) => Some(SharedStore::Redis(redis::resolve("store.redis", redis)?)),
+        (Some(_), Some(_)) => {
+            let message = "there is one store: either `dir` or `redis`".to_owned();
+            return Err(ConfigError::Value { key: "store", message });
+        }
+    };
     let credential = credentials.map(|dir| dir.join(CREDENTIAL)).filter(|path| path.exists());
     let key = match (raw.key_file, credential) {
         (Some(path), _) => {
@@ -81,6 +92,15 @@ pub(super) fn resolve(
         key,
         poll: duration("store.poll", raw.poll.as_ref(), 60)?,
         timeout: duration("store.timeout", raw.timeout.as_ref(), 5)?,
+    })
+}
+
+/// A secret that the configuration names by its file.
+pub(super) fn secret(key: &'static str, path: &Path) -> Result<String, ConfigError> {
+    absolute(key, path)?;
+    secret_file::read(path).map_err(|error| {
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        ConfigError::Value { key, message: format!("{error}{cause}") }
     })
 }
 

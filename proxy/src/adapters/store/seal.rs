@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::rand;
 
-use crate::adapters::secret_file::{self, SecretFileError};
 use crate::adapters::state_dir;
 use crate::config::KeySource;
+use crate::config::secret_file::{self, SecretFileError};
 
 /// Of a VM that was given no key; in the state directory.
 const FILE: &str = "store.key";

@@ -151,7 +151,7 @@ async fn a_later_number_is_never_overwritten_by_an_earlier_one() {
     let lease = store.acquire("shop.test", "one", TTL).await.unwrap().unwrap();
     store.put_fenced(&lease, "certificates/shop.test", b"1").await.unwrap();
     // As when the look at the lease came before another VM took it, and the write after that one's.
-    let Store::Dir(files) = &store;
+    let Store::Dir(files) = &store else { unreachable!("it is one") };
     let written = conditional::put_fenced(files, "certificates/shop.test", b"2", lease.number - 1).await;
     assert_eq!(written.unwrap(), None);
     assert_eq!(store.get("certificates/shop.test").await.unwrap().unwrap().bytes, b"1");
