@@ -23,7 +23,7 @@ fn deploy(world: &World, recorder: &Recorder, hosts: &str, pairs: &[&Files]) -> 
 }
 
 fn shown(world: &World, name: &str) -> Vec<u8> {
-    handshake(world.daemon.https(), name, &[]).unwrap().certificate
+    handshake(world.daemon.https(), name, &[]).expect("a handshake").certificate
 }
 
 fn wait_until_shown(world: &World, made: &Made) {
@@ -36,9 +36,9 @@ fn wait_until_shown(world: &World, made: &Made) {
 /// The messages of all events of this kind.
 fn told(world: &World, kind: &str) -> Vec<String> {
     let events = world.agentctl(["events", "--json"]).succeeds().stdout();
-    let events = events.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let events = events.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
     let of_kind = events.filter(|event| event["kind"] == kind);
-    of_kind.map(|event| event["message"].as_str().unwrap().to_owned()).collect()
+    of_kind.map(|event| event["message"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
 #[test]
@@ -239,7 +239,7 @@ impl Clients {
                         Err(error) => wrong.push(error),
                         Ok(seen) => {
                             let known: &Mutex<HashSet<Vec<u8>>> = &known;
-                            if !known.lock().unwrap().contains(&seen.certificate) {
+                            if !known.lock().expect("no client panics").contains(&seen.certificate) {
                                 wrong.push("a certificate that nobody made".to_owned());
                             }
                         }
@@ -254,7 +254,7 @@ impl Clients {
     }
 
     fn expect(&self, made: &Made) {
-        self.known.lock().unwrap().insert(made.der.clone());
+        self.known.lock().expect("no client panics").insert(made.der.clone());
     }
 
     /// Until so many more handshakes have been made.
@@ -268,7 +268,8 @@ impl Clients {
 
     fn finish(self) -> (u64, Vec<String>) {
         self.stop.store(true, Ordering::Relaxed);
-        let wrong = self.threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+        let wrong =
+            self.threads.into_iter().flat_map(|thread| thread.join().expect("no client panics")).collect();
         (self.count.load(Ordering::Relaxed), wrong)
     }
 }
@@ -276,8 +277,8 @@ impl Clients {
 /// `link` leads to `to` from one moment to the next.
 fn lead(link: &Path, to: &Path) {
     let next = link.with_extension("next");
-    std::os::unix::fs::symlink(to, &next).unwrap();
-    std::fs::rename(next, link).unwrap();
+    std::os::unix::fs::symlink(to, &next).expect("the directory can be written");
+    std::fs::rename(next, link).expect("the directory can be written");
 }
 
 #[test]

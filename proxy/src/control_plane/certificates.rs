@@ -239,7 +239,7 @@ mod tests {
         for (tls, shown, managed, want) in [
             (None, None, off, ""),
             (
-                with(&[files.clone()]),
+                with(std::slice::from_ref(&files)),
                 placeholder(Some(lost.clone())),
                 off,
                 "because its certificate files cannot be used",
