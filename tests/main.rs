@@ -1,5 +1,6 @@
 //! Black-box stories: each file keeps one promise of Portcullis, with the real binaries and real Pumas.
 
+mod acme_failures;
 mod answers;
 mod buffering;
 mod canary;
