@@ -13,7 +13,8 @@ use serde_json::Value;
 fn world(directory: &str, root: &Path, more: &str) -> World {
     let dir = root.parent().expect("it is in a directory");
     let file = dir.join("portcullis.toml");
-    std::fs::write(&file, format!("[acme]\nroot = \"{}\"\n{more}\n", root.display())).unwrap();
+    std::fs::write(&file, format!("[acme]\nroot = \"{}\"\n{more}\n", root.display()))
+        .expect("it can be written");
     let env = vec![("PORTCULLIS_ACME_DIRECTORY".to_owned(), directory.to_owned())];
     World::with(DaemonOptions { args: vec!["--config".into(), file.into()], env, ..DaemonOptions::default() })
 }
@@ -34,7 +35,7 @@ fn deploy(world: &World, app: &Recorder, hosts: &[&str]) {
 
 fn certificate(world: &World, name: &str) -> Value {
     let list = world.agentctl(["certs", "list", "--json"]).succeeds().json();
-    let all = list["certificates"].as_array().unwrap().clone();
+    let all = list["certificates"].as_array().expect("a list").clone();
     all.into_iter().find(|one| one["name"] == name).unwrap_or_default()
 }
 
@@ -47,7 +48,7 @@ fn reaches(world: &World, name: &str, state: &str) -> Value {
 }
 
 fn shown(world: &World, name: &str) -> Vec<u8> {
-    handshake(world.daemon.https(), name, &[]).unwrap().certificate
+    handshake(world.daemon.https(), name, &[]).expect("a handshake").certificate
 }
 
 #[test]

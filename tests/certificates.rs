@@ -82,7 +82,8 @@ fn a_deploy_brings_a_certificate_over_http() {
     assert_eq!(one.source.as_deref(), Some(pebble.directory().as_str()));
     assert!(one.renew_at_ms > one.not_before_ms && one.renew_at_ms < one.not_after_ms, "{one:?}");
     assert_eq!(world.daemon.status().services[0].certificates, [one]);
-    assert!(world.daemon.metric("portcullis_certificate_seconds_left{name=\"shop.test\"}") > 86_400);
+    let labels = format!(r#"name="shop.test",service="shop",source="{}""#, pebble.directory());
+    assert!(world.daemon.metric(&format!("portcullis_certificate_seconds_left{{{labels}}}")) > 86_400);
     assert_eq!(world.daemon.metric("portcullis_certificate_orders_total{outcome=\"issued\"}"), 1);
     let events = world.agentctl(["events"]).succeeds().stdout();
     assert!(events.contains("certificate issued shop: certificate `shop.test` was issued by"), "{events}");
