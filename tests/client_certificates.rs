@@ -61,7 +61,8 @@ impl Asking {
             TOLD.iter().flat_map(|name| request.values(name)).map(str::to_owned).collect::<Vec<_>>()
         });
         let told = told.collect();
-        let status = visit.ok().map(|visit| visit.status);
+        // For the log of a story that fails.
+        let status = visit.inspect_err(|why| println!("{why}")).ok().map(|visit| visit.status);
         assert_eq!(status == Some(200), received.len() == 1, "what is refused does not reach the app");
         (status, told)
     }

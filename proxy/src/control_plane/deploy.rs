@@ -19,7 +19,7 @@ use super::files::Files;
 use super::operations::Claim;
 use super::pause;
 use super::progress::Progress;
-use super::registry::{Command, Commit, Committed};
+use super::registry::{Commit, Committed};
 use super::report::{self, Events, Reporter};
 use super::revert;
 use super::switch::{self, Settled};
@@ -141,7 +141,7 @@ async fn reload_files(context: &Context, service: &Service, files: Files) -> Res
     if files.certificate.is_none() && files.pages.is_none() && files.client_auth.is_none() {
         return Ok(());
     }
-    context.registry.send(Command::Files(service.name.clone(), files)).await
+    context.registry.take_files(service.name.clone(), files).await
 }
 
 impl Deploy {

@@ -88,7 +88,7 @@ pub struct Declaration {
 pub enum Command {
     Commit(Box<Commit>, oneshot::Sender<Result<Committed, Problem>>),
     /// The files of a service's policy were read anew.
-    Files(ServiceName, Files),
+    Files(ServiceName, Files, oneshot::Sender<()>),
     /// A release's names were looked up at last.
     Located(ServiceName, Record, Vec<Endpoint>),
     /// An operation has ended: forget what only it needed.
@@ -146,6 +146,13 @@ impl Registry {
         let (answer, answered) = oneshot::channel();
         self.send(Command::Declare(Box::new(declaration), answer)).await?;
         answered.await.map_err(|_| stopping())?
+    }
+
+    /// Comes back once the files are in use: who has changed one may ask for it at once.
+    pub async fn take_files(&self, service: ServiceName, files: Files) -> Result<(), Problem> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Files(service, files, answer)).await?;
+        answered.await.map_err(|_| stopping())
     }
 
     pub async fn send(&self, command: Command) -> Result<(), Problem> {

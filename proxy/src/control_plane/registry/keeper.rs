@@ -95,7 +95,7 @@ impl Keeper {
                 // A caller that has gone finds the change in the status.
                 let _ = answer.send(result);
             }
-            Command::Files(name, files) => {
+            Command::Files(name, files, answer) => {
                 if let Some(pages) = &files.pages
                     && let Err(problem) = pages::keep(pages, &name, self.parts.file.dir()).await
                 {
@@ -114,6 +114,7 @@ impl Keeper {
                     };
                     files.put_into(live);
                 });
+                let _ = answer.send(());
             }
             Command::Located(name, record, endpoints) => self.relocate(&name, &record, &endpoints),
             Command::Managed(managed, answer) => {
