@@ -175,7 +175,7 @@ mod tests {
             Cli::try_parse_from([&["bench"], args].concat()).map_err(|error| error.to_string())
         };
         let all = parse(&[]).unwrap();
-        assert_eq!((all.cells().len(), all.rounds(), all.kinds().len()), (9, 5, 4));
+        assert_eq!((all.cells().len(), all.rounds(), all.kinds().len()), (10, 5, 4));
         let some =
             parse(&["--quick", "--cell", "tls-handshake", "--peer", "nginx", "--compare", "x"]).unwrap();
         assert_eq!((some.cells().len(), some.rounds()), (1, 3));
