@@ -130,7 +130,7 @@ impl AcmeFront {
         self.state().faults.clear();
     }
 
-    /// What was asked for in new orders, refused ones too.
+    /// What was asked for in new orders, refused ones too, but for those whose nonce was.
     pub fn orders(&self) -> Vec<Value> {
         self.state().orders.clone()
     }
@@ -202,6 +202,12 @@ async fn answer(shared: &Shared, request: Request<Incoming>) -> Result<Response<
         return Ok(refusal);
     }
     let mut response = pass_on(shared.pebble, Request::from_parts(head, Full::new(body))).await?;
+    if let Some(order) = order.as_ref().filter(|_| response.status() == StatusCode::BAD_REQUEST) {
+        let body = response.body().clone().collect().await.map_err(say)?.to_bytes();
+        if String::from_utf8_lossy(&body).contains("badNonce") {
+            shared.forget(order);
+        }
+    }
     if path == "/dir" {
         change(&mut response, |directory| shared.extend_directory(directory));
     }
@@ -242,6 +248,14 @@ impl Shared {
         let at = state.faults.iter().position(|(begins, _, left)| *left > 0 && path.starts_with(begins))?;
         state.faults[at].2 -= 1;
         Some(state.faults[at].1.clone())
+    }
+
+    /// Pebble refuses good nonces at random, and the same order comes once more.
+    fn forget(&self, order: &Value) {
+        let orders = &mut self.state().orders;
+        if let Some(at) = orders.iter().rposition(|one| one == order) {
+            orders.remove(at);
+        }
     }
 
     fn extend_directory(&self, directory: &mut Value) {

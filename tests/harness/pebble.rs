@@ -155,6 +155,20 @@ impl Pebble {
     /// The authority hangs: connections are accepted by the kernel, and nothing answers.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
+        // The signal is sent; its threads may still be at work for a moment.
+        eventually("Pebble stands still", || {
+            let tasks = format!("/proc/{}/task", self.child.id());
+            let states = std::fs::read_dir(tasks).map_err(|error| error.to_string())?.map(|task| {
+                let stat = std::fs::read_to_string(task?.path().join("stat"))?;
+                // Behind the name, which may hold anything but ends with the last parenthesis.
+                Ok(stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next()))
+            });
+            let states: std::io::Result<Vec<_>> = states.collect();
+            match states {
+                Ok(states) if states.iter().all(|state| *state == Some('T')) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
     }
 
     pub fn thaw(&self) {

@@ -16,6 +16,7 @@ pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Result<T, String>)
             Err(complaint) if Instant::now() > deadline => {
                 panic!("{what}: not within {PATIENCE:?}; at last: {complaint}")
             }
+            // Between two looks: conditions of other processes wake nobody here.
             Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
     }
