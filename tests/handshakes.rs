@@ -135,6 +135,7 @@ fn a_hello_that_trickles_is_over_in_time() {
             trickling.flood(&bytes[sent..=sent]);
             sent += 1;
         }
+        // The pace of the one that trickles, which is what the story is about.
         std::thread::sleep(Duration::from_millis(20));
         if failed() > before { Ok(()) } else { Err(format!("{sent} bytes sent")) }
     });

@@ -212,6 +212,7 @@ impl Drop for Daemon {
         }
         let deadline = Instant::now() + Duration::from_secs(2);
         while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            // The standard library waits for a child without a deadline only.
             std::thread::sleep(Duration::from_millis(2));
         }
         let _ = self.child.kill();

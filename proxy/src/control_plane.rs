@@ -210,6 +210,7 @@ impl ControlPlane {
         let (certificates, desk) = handle::channel(authorities.as_deref());
         let board = Board::new(shelf.clone());
         let Asked { challenges, on_demand } = asked;
+        // No snapshot lists a name that is to be had on demand yet, so nobody asks.
         drop(on_demand);
         tasks.spawn(challenges::answer(board.clone(), challenges, shutdown.clone()));
         let parts = manager::Parts {
@@ -247,7 +248,6 @@ impl ControlPlane {
             started_ms,
             workers: config.workers,
         });
-        // Nobody answers yet: handshakes that ask get no certificate.
         let serving = async {
             server::serve(bound, api, own, shutdown).await;
             // No new operation can begin; those under way end by themselves. With the last of them the

@@ -32,6 +32,7 @@ pub struct Snapshot {
     /// By server name; every name of every service with TLS has one.
     pub certificates: HostMap<Option<Arc<CertifiedKey>>>,
     /// Names whose certificate is asked for at their first handshake; they have none in `certificates` until then.
+    /// No policy offers that yet.
     pub on_demand: HostMap<bool>,
     /// How authorities are answered over HTTP.
     pub challenges: Challenges,

@@ -7,11 +7,12 @@ mod server;
 
 use std::time::Duration;
 
+use harness::eventually;
 use portcullis::adapters::store::{Expected, RedisStore, Store, StoreError};
 use portcullis::config::{Login, RedisConfig, Topology};
 use tokio::time::timeout;
 
-use self::server::{Server, eventually, free_port, redis_cli};
+use self::server::{Server, free_port, redis_cli};
 
 /// As docs/operations.md has it.
 const ACL: &str = "ACL SETUSER edge on >hunter2 ~{portcullis}:* &{portcullis}:* +hmget +hset +hget +hdel +incr +del \
@@ -227,13 +228,17 @@ async fn sentinels_that_fail_over() {
     };
     eventually("the Sentinels know the replica and each other", || {
         let about = redis_cli(ports[0], &["sentinel", "master", "main"]).replace('\n', " ");
-        about.contains("num-slaves 1") && about.contains("num-other-sentinels 2")
+        let all = about.contains("num-slaves 1") && about.contains("num-other-sentinels 2");
+        if all { Ok(()) } else { Err(about) }
     });
     keeps_its_promises(&config).await;
     let store = store(&config);
     store.put("tickets", b"before", Expected::Absent).await.unwrap();
     eventually("the replica has it", || {
-        redis_cli(replica.port, &["hget", "{portcullis}:store:tickets", "v"]).trim() == "before"
+        match redis_cli(replica.port, &["hget", "{portcullis}:store:tickets", "v"]).trim() {
+            "before" => Ok(()),
+            other => Err(other.to_owned()),
+        }
     });
     master.kill();
     until("the replica is the master", async || {
@@ -253,7 +258,8 @@ async fn a_cluster() {
     redis_cli(members[0].port, &create);
     for member in &members {
         eventually("the cluster is up", || {
-            redis_cli(member.port, &["cluster", "info"]).contains("cluster_state:ok")
+            let info = redis_cli(member.port, &["cluster", "info"]);
+            if info.contains("cluster_state:ok") { Ok(()) } else { Err(info) }
         });
     }
     let ports: Vec<u16> = members.iter().map(|member| member.port).collect();

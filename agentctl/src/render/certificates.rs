@@ -124,17 +124,8 @@ mod tests {
 
     fn certificate(name: &str, state: CertificateState) -> CertificateStatus {
         CertificateStatus {
-            name: name.into(),
-            hosts: vec![name.into()],
-            services: vec!["shop".into()],
             state,
-            source: None,
-            not_before_ms: None,
-            not_after_ms: None,
-            renew_at_ms: None,
-            failure: None,
-            next_attempt_ms: None,
-            issued_by: None,
+            ..CertificateStatus::placeholder(name.into(), vec![name.into()], vec!["shop".into()])
         }
     }
 

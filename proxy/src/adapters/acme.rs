@@ -25,7 +25,7 @@ pub use self::account::{AccountKey, InvalidAccountKey};
 pub use self::alpn::{challenge_certificate, challenge_host};
 pub use self::error::{AcmeError, Refusal, Subproblem};
 use self::http::Http;
-pub use self::issued::{Facts, Issued, SecretPem, UnusableCertificate, certified, facts};
+pub use self::issued::{Issued, SecretPem, UnusableCertificate, certified};
 pub use self::order::{Begun, Challenge, Wanted};
 use crate::config::Authority;
 

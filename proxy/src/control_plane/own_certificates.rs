@@ -130,24 +130,19 @@ impl OwnCertificates {
         let one = |Place { files, pair, trouble }: &Place| {
             let facts = pair.as_ref().map(|pair| &pair.facts);
             let path = files.certificate.display().to_string();
+            let name = pair.as_ref().map_or_else(|| path.clone(), |pair| name(pair));
+            let hosts = facts.iter().flat_map(|facts| &facts.names).map(ToString::to_string);
             CertificateStatus {
-                name: pair.as_ref().map_or_else(|| path.clone(), |pair| name(pair)),
-                hosts: facts
-                    .map(|facts| facts.names.iter().map(ToString::to_string).collect())
-                    .unwrap_or_default(),
-                services: vec![service.to_string()],
                 state: if pair.is_some() { CertificateState::Own } else { CertificateState::Placeholder },
                 source: Some(path),
                 not_before_ms: facts.map(|facts| facts.not_before_ms),
                 not_after_ms: facts.map(|facts| facts.not_after_ms),
-                renew_at_ms: None,
                 failure: trouble.as_ref().map(|trouble| CertificateFailure {
                     at_ms: trouble.at_ms,
                     message: trouble.message.to_string(),
                     attempts: 1,
                 }),
-                next_attempt_ms: None,
-                issued_by: None,
+                ..CertificateStatus::placeholder(name, hosts.collect(), vec![service.to_string()])
             }
         };
         self.places.iter().map(one).collect()

@@ -2,8 +2,8 @@
 
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
+use harness::eventually;
 use tempfile::TempDir;
 
 /// Killed when dropped.
@@ -62,12 +62,12 @@ impl Server {
     }
 
     fn listens(&mut self) -> bool {
-        let mut has_ended = false;
-        eventually("Redis listens", || {
-            has_ended = matches!(self.child.try_wait(), Ok(Some(_)));
-            has_ended || TcpStream::connect(("127.0.0.1", self.port)).is_ok()
-        });
-        !has_ended
+        eventually("Redis listens", || match self.child.try_wait() {
+            Ok(Some(_)) => Ok(false),
+            _ => {
+                TcpStream::connect(("127.0.0.1", self.port)).map(|_| true).map_err(|error| error.to_string())
+            }
+        })
     }
 }
 
@@ -103,12 +103,4 @@ pub(crate) fn redis_cli(port: u16, arguments: &[&str]) -> String {
     let is_refused = ["ERR", "NO", "WRONG"].iter().any(|code| text.starts_with(code));
     assert!(output.status.success() && !is_refused, "{arguments:?}: {text}");
     text
-}
-
-pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "{what}: not within a minute");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }

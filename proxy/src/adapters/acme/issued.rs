@@ -10,8 +10,6 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
-use x509_parser::extensions::GeneralName;
-use x509_parser::parse_x509_certificate;
 
 /// A private key. Never in `Debug`; serialised for the vault alone.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,20 +43,6 @@ pub struct Issued {
     pub id: Option<CertificateId>,
 }
 
-/// What the first certificate of a chain says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
-    pub not_before_ms: u64,
-    pub not_after_ms: u64,
-    pub id: Option<CertificateId>,
-    /// DNS names and addresses.
-    pub names: Vec<String>,
-    /// The common name of who signed it, or the whole name.
-    pub issuer: String,
-    /// In hexadecimal.
-    pub serial: String,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct UnusableCertificate(String);
@@ -77,32 +61,8 @@ pub fn certified(chain_pem: &str, key_pem: &SecretPem) -> Result<Arc<CertifiedKe
     certified.map(Arc::new).map_err(|error| UnusableCertificate(error.to_string()))
 }
 
-pub fn facts(chain_pem: &str) -> Result<Facts, UnusableCertificate> {
-    let unusable = |why: &dyn fmt::Display| UnusableCertificate(format!("it cannot be read: {why}"));
-    let der = CertificateDer::from_pem_slice(chain_pem.as_bytes()).map_err(|error| unusable(&error))?;
-    let (_, parsed) = parse_x509_certificate(&der).map_err(|error| unusable(&error))?;
-    let ms = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0) * 1000;
-    let names = parsed.subject_alternative_name().map_err(|error| unusable(&error))?;
-    let names = names.into_iter().flat_map(|names| &names.value.general_names);
-    let issuer = parsed.issuer().iter_common_name().next().and_then(|name| name.as_str().ok());
-    Ok(Facts {
-        not_before_ms: ms(parsed.validity().not_before),
-        not_after_ms: ms(parsed.validity().not_after),
-        id: CertificateIdentifier::try_from(&der).ok().map(|id| CertificateId::new(id.to_string())),
-        names: names.filter_map(name).collect(),
-        issuer: issuer.map_or_else(|| parsed.issuer().to_string(), str::to_owned),
-        serial: parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
-    })
-}
-
-fn name(name: &GeneralName<'_>) -> Option<String> {
-    match name {
-        GeneralName::DNSName(name) => Some((*name).to_owned()),
-        GeneralName::IPAddress(bytes) => match bytes.len() {
-            4 => <[u8; 4]>::try_from(*bytes).ok().map(|bytes| std::net::IpAddr::from(bytes).to_string()),
-            16 => <[u8; 16]>::try_from(*bytes).ok().map(|bytes| std::net::IpAddr::from(bytes).to_string()),
-            _ => None,
-        },
-        _ => None,
-    }
+/// What authorities know the certificate by (RFC 9773 §4.1); `None` where it does not say who signed it.
+pub(super) fn id(certified: &CertifiedKey) -> Option<CertificateId> {
+    let id = CertificateIdentifier::try_from(certified.cert.first()?).ok()?;
+    Some(CertificateId::new(id.to_string()))
 }

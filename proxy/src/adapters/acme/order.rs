@@ -7,12 +7,14 @@ use instant_acme::{
     AuthorizationStatus, ChallengeStatus, ChallengeType, Error, Identifier, NewOrder, Order, OrderStatus,
     RetryPolicy,
 };
-use model::name::HostName;
+use model::name::{HostName, HostPattern};
+use model::own_certificates::{KeyKind, uncovered};
 use model::renewal::CertificateId;
 use serde::{Deserialize, Serialize};
 
 use super::error::words;
-use super::{AcmeError, Client, Issued, Refusal, SecretPem, certified, facts, identifier, patiently};
+use super::{AcmeError, Client, Issued, Refusal, SecretPem, certified, identifier, issued, patiently};
+use crate::adapters::certificate::chain;
 use crate::config::ChallengeKind;
 
 /// For the authority's look at all hosts, and again for its signature.
@@ -272,10 +274,11 @@ fn signing_request(wanted: &Wanted, key: &SecretPem) -> Result<Vec<u8>, AcmeErro
 
 /// Nothing is published that would not serve.
 fn check(wanted: &Wanted, chain_pem: String, key_pem: &SecretPem) -> Result<Issued, AcmeError> {
-    certified(&chain_pem, key_pem).map_err(unusable)?;
-    let facts = facts(&chain_pem).map_err(unusable)?;
-    if let Some(host) = wanted.hosts.iter().find(|host| !facts.names.iter().any(|name| name == host.as_str()))
-    {
+    let certified = certified(&chain_pem, key_pem).map_err(unusable)?;
+    // Its key is our own.
+    let facts = chain::facts(&certified.cert, KeyKind::Ecdsa).map_err(unusable)?;
+    let hosts: Vec<HostPattern> = wanted.hosts.iter().cloned().map(HostPattern::Exact).collect();
+    if let Some(host) = uncovered(&[&facts], &hosts).first() {
         return Err(AcmeError::Unusable(format!("it does not name {host}")));
     }
     Ok(Issued {
@@ -283,7 +286,7 @@ fn check(wanted: &Wanted, chain_pem: String, key_pem: &SecretPem) -> Result<Issu
         key_pem: key_pem.clone(),
         not_before_ms: facts.not_before_ms,
         not_after_ms: facts.not_after_ms,
-        id: facts.id,
+        id: issued::id(&certified),
     })
 }
 

@@ -10,7 +10,6 @@ use rustls::sign::CertifiedKey;
 use super::document::{Document, Failure, Issued};
 use super::handle::Known;
 use super::managed::ManagedCertificate;
-use super::report;
 use crate::config::Acme;
 
 #[derive(Default)]
@@ -134,7 +133,7 @@ impl Entry {
                     .filter(|_| is_failing)
                     .and_then(|authorities| self.attempt_at_ms(authorities, now_ms)),
                 issued_by: self.issued_by.clone(),
-                ..report::empty(name.to_string(), hosts, services.collect())
+                ..CertificateStatus::placeholder(name.to_string(), hosts, services.collect())
             },
             ended: self.ended,
         }

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use model::certificate::CertificateName;
+use model::issuing::{self, Budget};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -71,6 +72,8 @@ pub struct Manager {
     account_replaced_ms: u64,
     jobs: JoinSet<Job>,
     attempts: usize,
+    /// Orders of this VM since it started. The authority counts by account, which a fleet shares.
+    orders: Budget,
     is_looking: bool,
     looks_again: bool,
     /// Why it was not at hand last.
@@ -118,6 +121,7 @@ impl Manager {
             account_replaced_ms: 0,
             jobs: JoinSet::new(),
             attempts: 0,
+            orders: Budget::default(),
             is_looking: false,
             looks_again: false,
             account_failure: None,
@@ -201,6 +205,7 @@ impl Manager {
             self.entries.values().filter_map(|entry| entry.attempt_at_ms(authorities, now_ms)).min()
         });
         let windows = self.entries.values().filter_map(Entry::ask_at_ms).filter(|_| self.is_on()).min();
+        let attempts = attempts.map(|at_ms| at_ms.max(self.orders.free_ms(&[issuing::ORDERS], now_ms)));
         let next = [attempts, windows, self.account_at_ms].into_iter().flatten().min();
         next.map_or(SLEEP_MAX, |at_ms| Duration::from_millis(at_ms.saturating_sub(now_ms)).min(SLEEP_MAX))
     }
@@ -224,7 +229,11 @@ impl Manager {
             .collect();
         // Whoever has waited longest comes first.
         due.sort();
-        for (_, name) in due.into_iter().take(ATTEMPTS_MAX.saturating_sub(self.attempts)) {
+        let room = match self.orders.free_ms(&[issuing::ORDERS], now_ms) > now_ms {
+            true => 0,
+            false => ATTEMPTS_MAX.saturating_sub(self.attempts),
+        };
+        for (_, name) in due.into_iter().take(room) {
             self.attempt(&name, Arc::clone(&authorities), Arc::clone(&account));
         }
         self.ask_for_windows(&account, now_ms);
@@ -257,6 +266,15 @@ impl Manager {
     fn ended(&mut self, name: &CertificateName, outcome: Outcome) {
         self.attempts -= 1;
         let now_ms = self.now_ms();
+        if matches!(outcome, Outcome::Issued(_) | Outcome::Unsaved(..) | Outcome::Failed(..)) {
+            self.orders.spend(&[issuing::ORDERS], now_ms);
+            if self.orders.free_ms(&[issuing::ORDERS], now_ms) > now_ms {
+                tracing::warn!(
+                    most = issuing::ORDERS.most,
+                    "so many certificates were asked for that further ones have to wait"
+                );
+            }
+        }
         let Some(entry) = self.entries.get_mut(name) else { return };
         entry.is_under_way = false;
         let was_issued = entry.issued().is_some();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use model::certificate::{self, CertificateName};
 use model::name::{HostPattern, ServiceName};
-use model::protocol::{CertificateState, CertificateStatus, Certificates, Problem, ProblemCode};
+use model::protocol::{CertificateStatus, Certificates, Problem, ProblemCode};
 use model::service::Service;
 
 use super::super::context::Context;
@@ -45,7 +45,7 @@ fn statuses(view: &View, known: &AllKnown) -> Vec<CertificateStatus> {
     for (name, wanted) in super::wanted(view) {
         let hosts = wanted.hosts.iter().map(ToString::to_string).collect();
         let services = wanted.services.iter().map(ToString::to_string).collect();
-        let status = empty(name.to_string(), hosts, services);
+        let status = CertificateStatus::placeholder(name.to_string(), hosts, services);
         statuses.entry(name.to_string()).or_insert(status);
     }
     for (service, live) in view.services() {
@@ -71,22 +71,5 @@ fn without_files(service: &Service) -> Option<(String, CertificateStatus)> {
     }
     let name = hosts.first().map_or(ANY.to_owned(), |host| CertificateName::of(host).to_string());
     let hosts = hosts.iter().map(ToString::to_string).collect();
-    Some((name.clone(), empty(name, hosts, vec![service.name.to_string()])))
-}
-
-/// A placeholder.
-pub fn empty(name: String, hosts: Vec<String>, services: Vec<String>) -> CertificateStatus {
-    CertificateStatus {
-        name,
-        hosts,
-        services,
-        state: CertificateState::Placeholder,
-        source: None,
-        not_before_ms: None,
-        not_after_ms: None,
-        renew_at_ms: None,
-        failure: None,
-        next_attempt_ms: None,
-        issued_by: None,
-    }
+    Some((name.clone(), CertificateStatus::placeholder(name, hosts, vec![service.name.to_string()])))
 }
