@@ -170,7 +170,7 @@ fn a_bad_canary_gets_nobody() {
     let world = World::start();
     let stable = Puma::start(App::Rack, "stable");
     world.deploy(&stable.target());
-    let target = harness::refused_address().to_string();
+    let target = harness::free_address().to_string();
     let canary = ["canary", "start", "shop", "--target", &target, "--weight", "100%"];
     // The gate's patience is the service's.
     world.deploy_with(&stable.target(), &["--deploy-timeout", "1s"]);

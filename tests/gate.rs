@@ -3,7 +3,7 @@
 //! Each story deploys one bad release over a good one under load: exit code 5, every request answered by the
 //! good one, and a message that stands here in full. Counts and times are replaced before comparing.
 
-use harness::{App, Authority, Load, LoadPlan, Puma, Ran, Rogue, World, refused_address};
+use harness::{App, Authority, Load, LoadPlan, Puma, Ran, Rogue, World, free_address};
 use model::protocol::{DiagnosisBody, Event, Problem, ProblemCode};
 
 /// What came of deploying a bad release.
@@ -96,7 +96,7 @@ fn bad_rails(bad: &str, more: &[(&str, &str)]) -> Puma {
 
 #[test]
 fn nothing_listens() {
-    let refusal = refused(&refused_address().to_string(), "2s").is("refused");
+    let refusal = refused(&free_address().to_string(), "2s").is("refused");
     says!(refusal, @r#"
         error: release `r2` of `shop` did not pass its gate; traffic is unchanged
         cause: target `TARGET`: nothing listens on TARGET (refused)
@@ -305,7 +305,7 @@ fn one_bad_target_of_two_refuses_the_release() {
 #[test]
 fn a_first_release_that_is_refused_leaves_no_service() {
     let world = World::start();
-    let target = refused_address().to_string();
+    let target = free_address().to_string();
     world.agentctl(["deploy", "shop", "--target", &target, "--deploy-timeout", "1s"]).fails_with(5);
     assert_eq!(world.daemon.status().services, []);
     let events = world.agentctl(["events"]).succeeds();

@@ -1,6 +1,6 @@
 //! The harness must notice what the stories rely on it to notice; here it watches a real Puma, without a proxy.
 
-use harness::{App, Ask, Load, LoadPlan, Puma, Recorder, Rogue, Socket, SocketEvent, refused_address};
+use harness::{App, Ask, Load, LoadPlan, Puma, Recorder, Rogue, Socket, SocketEvent, free_address};
 
 fn plan(path: &str) -> LoadPlan {
     // Puma speaks no HTTP/2.
@@ -23,7 +23,7 @@ fn load_notices_server_errors_cuts_and_refusals() {
     for (what, address, path) in [
         ("5xx", puma.target(), "/status?code=503"),
         ("reset", rogue.target(), "/"),
-        ("refused", refused_address().to_string(), "/"),
+        ("refused", free_address().to_string(), "/"),
     ] {
         let load = Load::start(address.parse().unwrap(), plan(path));
         load.goes_on_for(20);

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use harness::{
     Answer, App, Ask, PATIENCE, Puma, Raw, Received, Recorder, Socket, SocketEvent, World, eventually,
-    refused_address,
+    free_address,
 };
 
 /// A world with one recorder as the service `shop` at `shop.test`.
@@ -74,7 +74,7 @@ fn a_trusted_proxy_is_believed_and_nobody_else() {
 fn the_app_is_told_by_which_address_it_was_asked() {
     let recorder = Recorder::start();
     let world = World::start();
-    let with_one_that_is_gone = format!("{},{}", refused_address(), recorder.target());
+    let with_one_that_is_gone = format!("{},{}", free_address(), recorder.target());
     world.deploy_with(&with_one_that_is_gone, &["--force"]);
     // With a body that is there before the target is chosen anew, and without.
     let moved = |method: &str| {

@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 
-use harness::{Answer, App, Ask, Puma, Recorder, Socket, World, eventually, now_ms, refused_address};
+use harness::{Answer, App, Ask, Puma, Recorder, Socket, World, eventually, free_address, now_ms};
 use model::protocol::{ProblemCode, ServiceState, TargetRoleName, TargetStateName, TargetStatus};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -303,7 +303,7 @@ fn a_reader_passes_the_gate_like_any_target() {
         let args = ["--json", "deploy", "shop", "--target", &new.target(), "--deploy-timeout", "1s"];
         world.operator().run(args.iter().chain(&more))
     };
-    let dead = refused_address().to_string();
+    let dead = free_address().to_string();
     let refused = deploy(["--read-target", &dead]).fails_with(5);
     assert!(refused.stdout().contains(&dead), "{refused}");
     assert_eq!(world.get("/").text(), "ok", "traffic is unchanged");
@@ -371,7 +371,7 @@ fn a_forced_deploy_does_not_wait_and_says_so() {
     let good = Recorder::answering(OK);
     let world = World::start();
     world.deploy(&good.target());
-    let dead = refused_address().to_string();
+    let dead = free_address().to_string();
     let forced = world.deploy_with(&dead, &["--force"]);
     assert!(forced.to_string().contains("FORCED: nobody waited until it was healthy"), "{forced}");
     let events = world.agentctl(["events"]).succeeds().stdout();
@@ -395,7 +395,7 @@ fn a_forced_deploy_is_watched_all_the_same() {
     world.deploy(&good.target());
     let load = world.load("/");
     load.goes_on_for(10);
-    let dead = refused_address().to_string();
+    let dead = free_address().to_string();
     let args = ["--json", "deploy", "shop", "--target", &dead, "--force", "--bake", "1m"];
     let reverted = world.agentctl(args).fails_with(6);
     let problem = reverted.events().into_iter().find_map(|event| match event {

@@ -2,17 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
-#[path = "redis/server.rs"]
-mod server;
-
 use std::time::Duration;
 
-use harness::eventually;
+use harness::{Redis, eventually, free_address};
 use portcullis::adapters::store::{Expected, RedisStore, Store, StoreError};
 use portcullis::config::{Login, RedisConfig, Topology};
 use tokio::time::timeout;
-
-use self::server::{Server, free_port, redis_cli};
 
 /// As docs/operations.md has it.
 const ACL: &str = "ACL SETUSER edge on >hunter2 ~{portcullis}:* &{portcullis}:* +hmget +hset +hget +hdel +incr +del \
@@ -37,9 +32,9 @@ fn config(ports: &[u16]) -> RedisConfig {
 }
 
 /// Makes the user on each server.
-fn user(servers: &[&Server]) -> Login {
+fn user(servers: &[&Redis]) -> Login {
     for server in servers {
-        redis_cli(server.port, &ACL.split_whitespace().collect::<Vec<_>>());
+        server.cli(&ACL.split_whitespace().collect::<Vec<_>>());
     }
     Login { username: Some("edge".to_owned()), password: Some("hunter2".to_owned()) }
 }
@@ -128,13 +123,13 @@ async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
 
 #[tokio::test]
 async fn a_server_with_an_acl_user() {
-    let server = Server::start(&["--requirepass", "everything"]);
+    let server = Redis::with(&["--requirepass", "everything"]);
     let mut arguments = vec!["-a", "everything"];
     arguments.extend(ACL.split_whitespace());
-    redis_cli(server.port, &arguments);
+    server.cli(&arguments);
     let login = |username: Option<&str>, password: Option<&str>| RedisConfig {
         login: Login { username: username.map(str::to_owned), password: password.map(str::to_owned) },
-        ..config(&[server.port])
+        ..config(&[server.port()])
     };
     keeps_its_promises(&login(Some("edge"), Some("hunter2"))).await;
 
@@ -160,8 +155,8 @@ async fn a_server_behind_tls() {
     std::fs::write(&pem, certificate.pem()).unwrap();
     std::fs::write(&key_path, key.serialize_pem()).unwrap();
     let (pem_text, key_text) = (pem.to_str().unwrap(), key_path.to_str().unwrap());
-    let port = free_port();
-    let server = Server::start(&[
+    let port = free_address().port();
+    let server = Redis::with(&[
         "--tls-port",
         &port.to_string(),
         "--tls-cert-file",
@@ -183,8 +178,8 @@ async fn a_server_behind_tls() {
 
 #[tokio::test]
 async fn a_server_that_goes_and_comes_back() {
-    let mut server = Server::start(&["--appendonly", "yes", "--appendfsync", "always"]);
-    let store = store(&config(&[server.port]));
+    let mut server = Redis::with(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let store = store(&config(&[server.port()]));
     store.put("account", b"1", Expected::Absent).await.unwrap();
     let mut watch = store.watch();
     watch.changed().await;
@@ -208,26 +203,26 @@ async fn a_server_that_goes_and_comes_back() {
 
     // One that hangs holds nobody up for longer than the deadline.
     let short = Store::Redis(Box::new(
-        RedisStore::new(&config(&[server.port]), Duration::from_millis(200), POLL).unwrap(),
+        RedisStore::new(&config(&[server.port()]), Duration::from_millis(200), POLL).unwrap(),
     ));
-    redis_cli(server.port, &["client", "pause", "20000", "ALL"]);
+    server.cli(&["client", "pause", "20000", "ALL"]);
     let error = short.get("account").await.unwrap_err();
     assert!(error.is_outage(), "{error}");
 }
 
 #[tokio::test]
 async fn sentinels_that_fail_over() {
-    let mut master = Server::start(&[]);
-    let replica = Server::start(&["--replicaof", &format!("127.0.0.1 {}", master.port)]);
-    let sentinels: Vec<_> = (0..3).map(|_| Server::sentinel(master.port)).collect();
-    let ports: Vec<u16> = sentinels.iter().map(|sentinel| sentinel.port).collect();
+    let mut master = Redis::start();
+    let replica = Redis::with(&["--replicaof", &format!("127.0.0.1 {}", master.port())]);
+    let sentinels: Vec<_> = (0..3).map(|_| Redis::sentinel(&master)).collect();
+    let ports: Vec<u16> = sentinels.iter().map(|sentinel| sentinel.port()).collect();
     let config = RedisConfig {
         topology: Topology::Sentinel { master: "main".to_owned(), login: Login::default() },
         login: user(&[&master, &replica]),
         ..config(&ports)
     };
     eventually("the Sentinels know the replica and each other", || {
-        let about = redis_cli(ports[0], &["sentinel", "master", "main"]).replace('\n', " ");
+        let about = sentinels[0].cli(&["sentinel", "master", "main"]).replace('\n', " ");
         let all = about.contains("num-slaves 1") && about.contains("num-other-sentinels 2");
         if all { Ok(()) } else { Err(about) }
     });
@@ -235,7 +230,7 @@ async fn sentinels_that_fail_over() {
     let store = store(&config);
     store.put("tickets", b"before", Expected::Absent).await.unwrap();
     eventually("the replica has it", || {
-        match redis_cli(replica.port, &["hget", "{portcullis}:store:tickets", "v"]).trim() {
+        match replica.cli(&["hget", "{portcullis}:store:tickets", "v"]).trim() {
             "before" => Ok(()),
             other => Err(other.to_owned()),
         }
@@ -245,24 +240,25 @@ async fn sentinels_that_fail_over() {
         store.put("tickets", b"after", Expected::Anything).await.is_ok()
     })
     .await;
-    assert_eq!(redis_cli(replica.port, &["hget", "{portcullis}:store:tickets", "v"]).trim(), "after");
+    assert_eq!(replica.cli(&["hget", "{portcullis}:store:tickets", "v"]).trim(), "after");
 }
 
 #[tokio::test]
 async fn a_cluster() {
-    let members: Vec<_> = (0..3).map(|_| Server::start(&["--cluster-enabled", "yes"])).collect();
-    let addresses: Vec<String> = members.iter().map(|member| format!("127.0.0.1:{}", member.port)).collect();
+    let members: Vec<_> = (0..3).map(|_| Redis::with(&["--cluster-enabled", "yes"])).collect();
+    let addresses: Vec<String> =
+        members.iter().map(|member| format!("127.0.0.1:{}", member.port())).collect();
     let mut create = vec!["--cluster", "create"];
     create.extend(addresses.iter().map(String::as_str));
     create.push("--cluster-yes");
-    redis_cli(members[0].port, &create);
+    members[0].cli(&create);
     for member in &members {
         eventually("the cluster is up", || {
-            let info = redis_cli(member.port, &["cluster", "info"]);
+            let info = member.cli(&["cluster", "info"]);
             if info.contains("cluster_state:ok") { Ok(()) } else { Err(info) }
         });
     }
-    let ports: Vec<u16> = members.iter().map(|member| member.port).collect();
+    let ports: Vec<u16> = members.iter().map(|member| member.port()).collect();
     let login = user(&members.iter().collect::<Vec<_>>());
     for seeds in [&ports[..1], &ports] {
         let config = RedisConfig { topology: Topology::Cluster, login: login.clone(), ..config(seeds) };

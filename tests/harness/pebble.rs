@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::forwarder::Forwarder;
-use crate::puma::free_address;
+use crate::ports::free_address;
 use crate::wait::eventually;
 
 /// How an authority of a story differs from a plain one.
@@ -67,23 +67,12 @@ impl Pebble {
         let dir = tempfile::tempdir().expect("a temporary directory");
         certify(dir.path());
         let (http, tls) = (Forwarder::start(), Forwarder::start());
-        // Between asking for a port and binding it, somebody else may take it.
-        for _ in 0..5 {
-            let addresses = Addresses {
-                directory: free_address(),
-                management: free_address(),
-                dns: free_address(),
-                dns_management: free_address(),
-            };
-            let Some(dns) = start_dns(dir.path(), addresses) else { continue };
-            configure(dir.path(), addresses, &options, [&http, &tls]);
-            let Some(child) = start_pebble(dir.path(), addresses, &options) else {
-                end(dns);
-                continue;
-            };
-            return Self { child, dns, options, addresses, http, tls, dir };
-        }
-        panic!("five times in a row, ports were taken before Pebble could bind them");
+        let (dns, dns_address, dns_management) = start_dns(dir.path());
+        let (directory, management) = (free_address(), free_address());
+        let addresses = Addresses { directory, management, dns: dns_address, dns_management };
+        configure(dir.path(), addresses, &options, [&http, &tls]);
+        let child = start_pebble(dir.path(), addresses, &options);
+        Self { child, dns, options, addresses, http, tls, dir }
     }
 
     /// The URL of its directory.
@@ -148,8 +137,7 @@ impl Pebble {
     /// The same address again, but it remembers nothing: no account, no order.
     pub fn start_again(&mut self) {
         self.stop();
-        self.child = start_pebble(self.dir.path(), self.addresses, &self.options)
-            .expect("nobody has taken Pebble's ports meanwhile");
+        self.child = start_pebble(self.dir.path(), self.addresses, &self.options);
     }
 
     /// The authority hangs: connections are accepted by the kernel, and nothing answers.
@@ -192,11 +180,6 @@ impl Drop for Pebble {
     }
 }
 
-fn end(mut child: Child) {
-    let _ = child.kill();
-    let _ = child.wait();
-}
-
 /// An authority for the authority's own HTTPS.
 fn certify(dir: &Path) {
     let issuer_key = rcgen::KeyPair::generate().expect("a key");
@@ -233,25 +216,28 @@ fn configure(dir: &Path, addresses: Addresses, options: &PebbleOptions, [http, t
     std::fs::write(dir.join("pebble.json"), config.to_string()).expect("a fresh directory can be written");
 }
 
-fn start_dns(dir: &Path, addresses: Addresses) -> Option<Child> {
-    let mut command = command(dir, "pebble-challtestsrv", "dns.log");
-    command.args(["-http01", "", "-https01", "", "-tlsalpn01", "", "-defaultIPv6", ""]);
-    command.args([
-        "-dns01",
-        &addresses.dns.to_string(),
-        "-management",
-        &addresses.dns_management.to_string(),
-    ]);
-    listens(command.spawn().expect("Pebble is installed (bin/test installs it)"), addresses.dns_management)
+/// It, and where it answers and is told what to answer.
+fn start_dns(dir: &Path) -> (Child, SocketAddr, SocketAddr) {
+    // Nobody can keep a port of UDP for it, and somebody else may have the one of that number.
+    for _ in 0..5 {
+        let (address, management) = (free_address(), free_address());
+        let mut command = command(dir, "pebble-challtestsrv", "dns.log");
+        command.args(["-http01", "", "-https01", "", "-tlsalpn01", "", "-defaultIPv6", ""]);
+        command.args(["-dns01", &address.to_string(), "-management", &management.to_string()]);
+        if let Some(child) = listens(command, management) {
+            return (child, address, management);
+        }
+    }
+    panic!("five ports of UDP in a row were taken");
 }
 
-fn start_pebble(dir: &Path, addresses: Addresses, options: &PebbleOptions) -> Option<Child> {
+fn start_pebble(dir: &Path, addresses: Addresses, options: &PebbleOptions) -> Child {
     let mut command = command(dir, "pebble", "pebble.log");
     command.args(["-config", "pebble.json", "-strict", "-dnsserver", &addresses.dns.to_string()]);
     command.env("PEBBLE_VA_NOSLEEP", "1");
     command.env("PEBBLE_WFE_NONCEREJECT", options.nonce_reject.to_string());
     command.env("PEBBLE_AUTHZREUSE", options.authorization_reuse.to_string());
-    listens(command.spawn().expect("Pebble is installed (bin/test installs it)"), addresses.directory)
+    listens(command, addresses.directory).expect("its ports are kept for it")
 }
 
 fn command(dir: &Path, program: &str, log: &str) -> Command {
@@ -264,8 +250,9 @@ fn command(dir: &Path, program: &str, log: &str) -> Command {
     command
 }
 
-/// The child, once it listens; `None` if it ended, for its port was taken.
-fn listens(mut child: Child, address: SocketAddr) -> Option<Child> {
+/// The child, once it listens; `None` if it ended instead.
+fn listens(mut command: Command, address: SocketAddr) -> Option<Child> {
+    let mut child = command.spawn().expect("Pebble is installed (bin/test installs it)");
     let listens = eventually("Pebble listens", || match child.try_wait() {
         Ok(Some(_)) => Ok(false),
         _ => std::net::TcpStream::connect(address).map(|_| true).map_err(|error| error.to_string()),

@@ -1,7 +1,7 @@
 //! Real Pumas: one app, one release each, on a port that the kernel gave or on a unix socket.
 
 use std::fs::File;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tempfile::TempDir;
 
 use crate::exchange::{Answer, Ask};
+use crate::ports::free_address;
 use crate::wait::eventually;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,11 +201,6 @@ fn choose_bind(dir: &Path, options: &Options<'_>) -> (Bind, String) {
         }
     };
     (Bind::Tcp(address), argument)
-}
-
-pub(crate) fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
-    listener.local_addr().expect("a bound listener has an address")
 }
 
 fn config_ru(app: App) -> PathBuf {

@@ -8,8 +8,6 @@ use std::thread::JoinHandle;
 
 use socket2::SockRef;
 
-use crate::puma::free_address;
-
 /// A listener that treats every connection alike.
 pub struct Rogue {
     address: SocketAddr,
@@ -71,9 +69,4 @@ impl Drop for Rogue {
             let _ = thread.join();
         }
     }
-}
-
-/// An address on which nobody listens.
-pub fn refused_address() -> SocketAddr {
-    free_address()
 }
