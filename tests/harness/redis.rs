@@ -4,7 +4,6 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::ports::free_address;
@@ -82,15 +81,6 @@ impl Redis {
         self.listens();
     }
 
-    /// The kernel still accepts its connections, and nothing answers.
-    pub fn freeze(&self) {
-        self.signal(Signal::STOP);
-    }
-
-    pub fn thaw(&self) {
-        self.signal(Signal::CONT);
-    }
-
     /// What `redis-cli` prints.
     #[track_caller]
     pub fn cli(&self, arguments: &[&str]) -> String {
@@ -108,11 +98,6 @@ impl Redis {
             Ok(Some(status)) => panic!("Redis ended: {status}"),
             _ => TcpStream::connect(self.address).map(drop).map_err(|error| error.to_string()),
         });
-    }
-
-    fn signal(&self, signal: Signal) {
-        let raw = i32::try_from(self.child.id()).expect("a pid fits");
-        kill_process(Pid::from_raw(raw).expect("a child's pid is not zero"), signal).expect("Redis runs");
     }
 }
 
